@@ -1,0 +1,30 @@
+# make quickstart   environment, then the main job end to end
+# make test         environment, then all tests
+# make check        environment, then format, lint, types
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup quickstart test check format
+
+setup: .venv/done
+
+.venv/done: setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "shardtune needs Python 3.11 or newer, this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch .venv/done
+
+quickstart: setup
+	$(BIN)/shardtune quickstart
+
+test: setup
+	$(BIN)/python -m pytest tests
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

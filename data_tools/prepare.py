@@ -1,0 +1,256 @@
+"""The driver: sources → units of work → actors → shards → manifest. The only file that imports Ray.
+
+Killed at any moment, it goes on where it was: finished units are skipped, and the manifest comes last.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from data_tools.chat import ChatTemplate
+from data_tools.config import DataConfig, TokenizerTraining
+from data_tools.documents import DocumentMaker, UnitRecord, read_record, read_unit_index
+from data_tools.errors import RowError, UserError
+from data_tools.samples import write_python_docs
+from data_tools.sources import SourceFiles, WorkUnit, read_rows, resolve_sources, work_units
+from data_tools.store import (
+    FORMAT_VERSION,
+    INDEX_SCHEMA,
+    MANIFEST,
+    TokenStore,
+    file_digest,
+    shard_name,
+    write_arrow,
+    write_atomically,
+    write_json,
+)
+from data_tools.tokenizer import load_tokenizer, tokenizer_digest, train_tokenizer
+
+IN_PROCESS_ROWS = 8_000
+"""Below this many rows, starting Ray takes longer than the work."""
+
+OnUnit = Callable[[UnitRecord, int], None]
+"""Called with each finished unit and the number of rows of all units."""
+
+
+def prepare(config: DataConfig, store: Path, on_unit: OnUnit = lambda record, total: None) -> TokenStore:
+    """Make the token store, or finish it; a finished store with the same settings is only opened.
+
+    Args:
+        config: the run's `data` section.
+        store: the folder to write.
+        on_unit: told about progress.
+
+    Raises:
+        UserError: an input is missing or empty, no row became a document, or the store belongs to other settings.
+    """
+    store.mkdir(parents=True, exist_ok=True)
+    with _locked(store):
+        sources = _sources(config, store)
+        units = work_units(sources, config.rows_per_shard)
+        tokenizer = _tokenizer(config, units)
+        settings = _settings(config, sources, tokenizer)
+        fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        if (store / MANIFEST).exists():
+            return _reopen(store, settings, fingerprint)
+        _start_store(store, tokenizer, config, units, fingerprint)
+        records = _make_shards(config, store, units, fingerprint, on_unit)
+        return _finish_store(store, sources, settings, fingerprint, records, _vocab_size(tokenizer))
+
+
+@contextmanager
+def _locked(store: Path) -> Iterator[None]:
+    """One preparation of a store at a time."""
+    with open(store / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{store} is being prepared by another process; wait for it, or choose another store") from None
+        yield
+
+
+def _sources(config: DataConfig, store: Path) -> list[SourceFiles]:
+    sample = store / "sample" / "python_docs.jsonl"
+    if any(source.sample for source in config.sources) and not sample.exists():
+        write_python_docs(sample)
+    return resolve_sources(config.sources, sample)
+
+
+def _tokenizer(config: DataConfig, units: list[WorkUnit]) -> PreTrainedTokenizerBase:
+    if isinstance(config.tokenizer, TokenizerTraining):
+        return train_tokenizer(_texts(units), config.tokenizer.vocab_size)
+    return load_tokenizer(config.tokenizer, config.chat_template)
+
+
+def _texts(units: list[WorkUnit]) -> Iterator[str]:
+    for unit in units:
+        for row in read_rows(unit):
+            if not isinstance(row, RowError) and isinstance(row.get("messages"), list):
+                yield from (message["content"] for message in row["messages"] if message.get("content"))
+
+
+def _settings(config: DataConfig, sources: list[SourceFiles], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Everything that decides the tokens: two preparations with equal settings write equal stores."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "tokenizer": tokenizer_digest(tokenizer),
+        "chat_template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+        "template_date": config.template_date.isoformat(),
+        "train_on": config.train_on,
+        "rows_per_shard": config.rows_per_shard,
+        "sources": [
+            {"name": source.name, "files": [{"name": file.name, "sha256": file_digest(file)} for file in source.files]}
+            for source in sources
+        ],
+    }
+
+
+def _reopen(store: Path, settings: dict[str, Any], fingerprint: str) -> TokenStore:
+    finished = TokenStore(store)
+    if finished.fingerprint != fingerprint:
+        made_with = finished.manifest["settings"]
+        changed = ", ".join(key for key in settings if settings[key] != made_with.get(key))
+        raise UserError(
+            f"the token store {store} was made with other settings ({changed}); set data.store to a new folder, "
+            f"or delete this one and prepare it again"
+        )
+    return finished
+
+
+def _start_store(
+    store: Path, tokenizer: PreTrainedTokenizerBase, config: DataConfig, units: list[WorkUnit], fingerprint: str
+) -> None:
+    """Put the tokenizer in place and clear away what an unfinished preparation with other settings left."""
+    finished = [unit for unit in units if read_record(store, unit.number, fingerprint)]
+    if not finished:
+        shutil.rmtree(store / "units", ignore_errors=True)
+        shutil.rmtree(store / "shards", ignore_errors=True)
+    for folder in ("shards", "units"):
+        (store / folder).mkdir(exist_ok=True)
+        for leftover in (store / folder).glob(".*.tmp"):
+            leftover.unlink()
+    tokenizer.save_pretrained(store / "tokenizer")
+    saved = load_tokenizer(str(store / "tokenizer"))
+    if tokenizer_digest(saved) != tokenizer_digest(tokenizer):
+        raise UserError("data.tokenizer: saved and loaded again it encodes differently; save it with this transformers")
+    # A template that is broken as a whole is said at once, not once per row.
+    ChatTemplate(str(saved.chat_template), saved.special_tokens_map, config.template_date)
+
+
+def _make_shards(
+    config: DataConfig, store: Path, units: list[WorkUnit], fingerprint: str, on_unit: OnUnit
+) -> list[UnitRecord]:
+    """Every unit's record, in the order of the units."""
+    rows = sum(unit.rows for unit in units)
+    actors = config.actors
+    if actors == "auto":
+        actors = 0 if rows < IN_PROCESS_ROWS else (os.cpu_count() or 1)
+    arguments = (store.absolute(), fingerprint, config.template_date)
+    made = _on_ray(arguments, units, actors) if actors else _in_process(arguments, units)
+    records = []
+    for record in made:
+        on_unit(record, rows)
+        records.append(record)
+    return sorted(records, key=lambda record: record.unit)
+
+
+def _in_process(arguments: tuple[Any, ...], units: list[WorkUnit]) -> Iterator[UnitRecord]:
+    maker = DocumentMaker(*arguments)
+    for unit in units:
+        yield maker.make_shard(unit)
+
+
+def _on_ray(arguments: tuple[Any, ...], units: list[WorkUnit], actors: int) -> Iterator[UnitRecord]:
+    """Actors on every node of the cluster at RAY_ADDRESS, or on this machine; a killed actor starts again."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    from ray.util import ActorPool
+
+    local = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": max(actors, os.cpu_count() or 1)}
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", configure_logging=True, **local)
+    try:
+        remote_maker = ray.remote(num_cpus=1, max_restarts=4, max_task_retries=4)(DocumentMaker)
+        pool = ActorPool([remote_maker.remote(*arguments) for _ in range(min(actors, len(units)))])
+        yield from pool.map_unordered(lambda maker, unit: maker.make_shard.remote(unit), units)
+    finally:
+        ray.shutdown()
+
+
+def _finish_store(
+    store: Path,
+    sources: list[SourceFiles],
+    settings: dict[str, Any],
+    fingerprint: str,
+    records: list[UnitRecord],
+    vocab_size: int,
+) -> TokenStore:
+    _write_rejects(store / "rejects.jsonl", records)
+    if not any(record.documents for record in records):
+        raise UserError(f"no row became a document; {_top_reasons(records)}; all of them: {store / 'rejects.jsonl'}")
+    index = pa.Table.from_batches([read_unit_index(store, record.unit) for record in records], INDEX_SCHEMA)
+    write_arrow(store / "index.arrow", index.combine_chunks().to_batches()[0])
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "fingerprint": fingerprint,
+        "settings": settings,
+        "vocab_size": vocab_size,
+        "sources": [
+            {"name": source.name, **_totals([record for record in records if record.source == number])}
+            for number, source in enumerate(sources)
+        ],
+        "totals": _totals(records),
+        "shards": [
+            {"file": shard_name(record.unit), "documents": record.documents, "sha256": record.sha256}
+            for record in records
+        ],
+    }
+    write_json(store / MANIFEST, manifest)
+    shutil.rmtree(store / "units")
+    return TokenStore(store)
+
+
+def _vocab_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows that an embedding needs: ids may have gaps."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def _totals(records: list[UnitRecord]) -> dict[str, Any]:
+    rejects = [reject for record in records for reject in record.rejects]
+    totals = {
+        "rows_in": sum(record.rows for record in records),
+        "rows_out": sum(record.documents for record in records),
+        "rejected": sum(reject.kind == "rejected" for reject in rejects),
+        "dropped": sum(reject.kind == "dropped" for reject in rejects),
+        "tokens": sum(record.tokens for record in records),
+        "trained_tokens": sum(record.trained_tokens for record in records),
+    }
+    assert totals["rows_in"] == totals["rows_out"] + totals["rejected"] + totals["dropped"], "a row was lost"
+    return totals
+
+
+def _write_rejects(path: Path, records: list[UnitRecord]) -> None:
+    lines = "".join(
+        json.dumps(asdict(reject), ensure_ascii=False) + "\n" for record in records for reject in record.rejects
+    )
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(lines, encoding="utf-8")
+
+    write_atomically(path, write)
+
+
+def _top_reasons(records: list[UnitRecord]) -> str:
+    reasons = Counter(reject.reason for record in records for reject in record.rejects)
+    return "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(3))

@@ -1,0 +1,1 @@
+"""The command line, the run as a whole, and where its jobs run."""

@@ -1,0 +1,1 @@
+"""Where jobs run; each back end meets its jobs in a command line, an environment and a run folder."""

@@ -1,0 +1,88 @@
+"""One command, one function each: `shardtune prepare|plan|train|export|generate|report CONFIG|RUN`, and `quickstart`."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+
+from data_tools.errors import UserError
+from launcher import stages
+from launcher.backends.local import default_ranks
+from launcher.config import RunConfig, load_run
+from launcher.quickstart import RECIPE, quickstart
+
+_STAGES = {
+    "prepare": "turn conversations into a token store",
+    "plan": "pack the documents of the store into steps",
+    "train": "fine-tune on this machine, one process per rank",
+    "export": "write the newest checkpoint as a Hugging Face folder",
+    "generate": "answer prompts with the exported model",
+    "report": "write report.html and loss.png",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The `shardtune` command; returns the exit code."""
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    console = Console(stderr=options.json)
+    try:
+        config = load_run(options.config, options.overrides)
+        facts = _run(options, config, console)
+    except UserError as error:
+        if options.debug:
+            raise
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, give the same command to go on", file=sys.stderr)
+        return 130
+    if options.json:
+        print(json.dumps(facts, ensure_ascii=False))
+    return 0
+
+
+def _run(options: argparse.Namespace, config: RunConfig, console: Console) -> dict[str, Any]:
+    match options.command:
+        case "prepare":
+            return stages.prepare_stage(config, console)
+        case "plan":
+            return stages.plan_stage(config, console, options.ranks or default_ranks())
+        case "train":
+            return stages.train_stage(config, console, options.ranks or default_ranks(), options.resume)
+        case "export":
+            return stages.export_stage(config, console)
+        case "generate":
+            return stages.generate_stage(config, console, options.prompt)
+        case "report":
+            return stages.report_stage(config, console)
+        case _:
+            return quickstart(config, console, options.ranks or default_ranks())
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="shardtune", description="Supervised fine-tuning, from conversations to a model."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    first = commands.add_parser("quickstart", help="the whole way once, offline, in a few minutes", epilog=_OVERRIDES)
+    first.set_defaults(config=RECIPE)
+    for name, text in _STAGES.items():
+        stage = commands.add_parser(name, help=text, description=text.capitalize() + ".", epilog=_OVERRIDES)
+        stage.add_argument("config", metavar="CONFIG|RUN", help="a YAML file, or the folder of a run")
+    for name, command in commands.choices.items():
+        command.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if name in ("quickstart", "plan", "train"):
+            command.add_argument("--ranks", type=int, help="processes; by default one per GPU, without GPUs two")
+    commands.choices["train"].add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    commands.choices["generate"].add_argument("--prompt", action="append", default=[], help="may be given several times")
+    options, rest = parser.parse_known_args(arguments)
+    options.overrides = [argument for argument in rest if not argument.startswith("-")]
+    if unknown := [argument for argument in rest if argument.startswith("-")]:
+        parser.error(f"unknown option {unknown[0]}; see shardtune {options.command} --help")
+    return options
+
+
+_OVERRIDES = "Any number of section.key=value follow and replace what the file says: train.learning_rate=1e-5"

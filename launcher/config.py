@@ -1,0 +1,162 @@
+"""The run as a whole: one YAML, strict, with overrides from the command line."""
+
+import difflib
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from data_tools.config import DataConfig, Location, Section
+from data_tools.errors import UserError
+from sft.config import CheckpointConfig, EvaluateConfig, ModelConfig, TrainConfig
+
+RUN_FILE = "run.yaml"
+
+
+class RunConfig(Section):
+    """One run: what is learnt from what, and how."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """The run's folder is `runs/NAME`: letters, digits, `.`, `_`, `-`."""
+    runs: Location = "runs"
+    """The folder of all runs."""
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def folder(self) -> Path:
+        """`runs/NAME`."""
+        return Path(self.runs) / self.name
+
+    @property
+    def store(self) -> Path:
+        """The token store."""
+        return Path(self.data.store) if self.data.store else self.folder / "tokens"
+
+
+def load_run(name: str, overrides: list[str]) -> RunConfig:
+    """Load a YAML file, or the `run.yaml` of a run's folder, with `section.key=value` overrides.
+
+    Raises:
+        UserError: a line that names the file, the key, and the nearest valid one.
+    """
+    path = _find(name)
+    values = _read_yaml(path)
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return RunConfig(**values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error)}") from None
+
+
+def save_run(config: RunConfig) -> None:
+    """Write the fully resolved configuration into the run's folder: paths are absolute, so it loads from anywhere."""
+    config.folder.mkdir(parents=True, exist_ok=True)
+    values = config.model_dump(mode="json")
+    values["runs"] = str(Path(config.runs).absolute())
+    values["data"]["store"] = str(config.store.absolute())
+    for section, key in (("model", "path"), ("data", "tokenizer"), ("data", "chat_template")):
+        values[section][key] = _absolute(values[section][key])
+    for source in values["data"]["sources"]:
+        source["path"] = _absolute(source["path"], always=True)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    (config.folder / RUN_FILE).write_text(text, encoding="utf-8")
+
+
+def _absolute(value: Any, always: bool = False) -> Any:
+    """Local paths become absolute; what does not exist here may be the id of a hub."""
+    return str(Path(value).absolute()) if isinstance(value, str) and (always or Path(value).exists()) else value
+
+
+def _find(name: str) -> Path:
+    for path in (Path(name), Path(name) / RUN_FILE, Path("runs") / name / RUN_FILE):
+        if path.is_file():
+            return path
+    raise UserError(f"{name} is neither a configuration file nor the folder of a run (with {RUN_FILE})")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise UserError(f"{path}: line {line}: {error.problem}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected sections such as `model:` and `data:`")
+    return values
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A key given twice is an error: YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"`{key}` is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one `section.key=value`; numbers in the path count list items from 0."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"{override}: overrides look like section.key=value")
+    *parents, last = path.split(".")
+    place: Any = values
+    try:
+        for parent in parents:
+            place = place[int(parent)] if isinstance(place, list) else place.setdefault(parent, {})
+        if isinstance(place, list):
+            place[int(last)] = yaml.safe_load(text)
+        else:
+            place[last] = yaml.safe_load(text)
+    except (ValueError, IndexError, TypeError, AttributeError):
+        raise UserError(f"{override}: there is no place {path} in this configuration") from None
+    except yaml.YAMLError:
+        raise UserError(f"{override}: {text} is not a YAML value; quote it") from None
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem in one line: the key, what is wrong, the nearest valid key."""
+    first = error.errors()[0]
+    location = [part for part in first["loc"] if isinstance(part, int) or part.islower()]
+    key = ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        valid = _valid_keys(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), valid, n=1)
+        parent = "".join(f"{part}." for part in location[:-1])
+        hint = f"did you mean {parent}{near[0]}?" if near else f"valid keys: {', '.join(valid)}"
+        return f"unknown key {key}; {hint}"
+    if first["type"] == "missing":
+        return f"{key} is missing; set it in the file, or give {key}=… on the command line"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key or 'the file'}: {message}" + (f" (it is {first['input']!r})" if _is_short(first["input"]) else "")
+
+
+def _is_short(value: Any) -> bool:
+    return isinstance(value, str | int | float | bool) and len(repr(value)) < 80
+
+
+def _valid_keys(location: list[Any]) -> list[str]:
+    """The keys of the section at a place, found by walking the annotations of `RunConfig`."""
+    section: type[BaseModel] = RunConfig
+    for part in location:
+        if isinstance(part, str):
+            section = _section_in(section.model_fields[part].annotation) or section
+    return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for argument in get_args(annotation) if (found := _section_in(argument))), None)

@@ -1,0 +1,58 @@
+"""What a run's folder says about the run, for the commands that start and follow it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_tools.errors import UserError
+from launcher.config import RUN_FILE, RunConfig
+from sft.record import STATUS, read_metrics
+
+_MAY_CHANGE = {("train", "max_steps"), ("train", "epochs"), ("train", "log_every")}
+"""What a resumed run may set anew besides `evaluate` and `checkpoint`: the steps already done stay what they were."""
+
+
+def check_may_start(config: RunConfig, resuming: bool) -> None:
+    """A run never writes over another, and only goes on as what it was.
+
+    Raises:
+        UserError: the folder holds checkpoints of this name, or of another configuration.
+    """
+    newest = max(config.folder.glob("checkpoints/step-*/commit.json"), default=None)
+    if newest is None:
+        return
+    if not resuming:
+        raise UserError(
+            f"{config.folder} already has {newest.parent.name}; go on with --resume, or start another with name=NAME"
+        )
+    before = yaml.safe_load((config.folder / RUN_FILE).read_text(encoding="utf-8"))
+    now = config.model_dump(mode="json")
+    for section in ("model", "train"):
+        for key, value in now[section].items():
+            if (section, key) not in _MAY_CHANGE and not _same(before[section].get(key), value):
+                raise UserError(
+                    f"{config.folder} was started with {section}.{key}={before[section].get(key)}, not {value}; "
+                    f"resume with the same, or start another run with name=NAME"
+                )
+
+
+def _same(before: Any, now: Any) -> bool:
+    return before == now or (isinstance(now, str) and before == str(Path(now).absolute()))
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What the training job last said of itself; empty when it has not yet."""
+    path = folder / STATUS
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """Where a run stands: step, and the newest training and validation loss (None before the first)."""
+    lines = read_metrics(folder)
+    return {
+        "step": max((line["step"] for line in lines), default=0),
+        "loss": next((line["loss"] for line in reversed(lines) if "loss" in line), None),
+        "validation_loss": next((line["validation_loss"] for line in reversed(lines) if "validation_loss" in line), None),
+    }

@@ -1,0 +1,169 @@
+"""The stages of a run, one function each: run configuration in, a few facts out. Work is imported by the stage that does it."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from data_tools.errors import UserError
+from launcher.config import RunConfig, save_run
+from launcher.run_folder import check_may_start, read_status, summary
+from sft.record import read_metrics
+
+
+def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
+    """Conversations → token store."""
+    from data_tools.prepare import prepare
+
+    started = time.perf_counter()
+    with _progress(console, "rows") as progress:
+        task = progress.add_task("reading sources and tokenizer", total=None)
+
+        def on_unit(record: Any, rows: int) -> None:
+            progress.update(task, total=rows, advance=record.rows, description="tokenizing")
+
+        store = prepare(config.data, config.store, on_unit)
+    totals: dict[str, Any] = store.manifest["totals"]
+    seconds = time.perf_counter() - started
+    console.print(
+        f"[green]prepared[/] {totals['rows_out']:,} of {totals['rows_in']:,} rows, {totals['tokens']:,} tokens "
+        f"({totals['trained_tokens']:,} trained) in {seconds:.0f} s → {store.folder}"
+    )
+    if refused := totals["rejected"] + totals["dropped"]:
+        console.print(
+            f"[yellow]{totals['rejected']:,} rows rejected, {totals['dropped']:,} dropped[/]; "
+            f"the reasons of all {refused:,} are in {store.folder / 'rejects.jsonl'}"
+        )
+    return {"store": str(store.folder), **totals, "seconds": round(seconds, 2)}
+
+
+def plan_stage(config: RunConfig, console: Console, ranks: int) -> dict[str, Any]:
+    """Token store → pack plan."""
+    from data_tools.plan import PlanSettings, make_plan
+    from data_tools.store import TokenStore
+    from sft.schedule import micro_batches_per_step
+
+    micro_batches_per_step(config.train, ranks)
+    store = TokenStore(config.store)
+    _check_store(config, store)
+    plan = make_plan(
+        store, PlanSettings.of(config.data, config.train.packs_per_step, config.train.seed), config.folder / "plan"
+    )
+    save_run(config)
+    facts = {
+        "plan": str(plan.folder),
+        "packs": len(plan.train),
+        "validation_packs": len(plan.validation),
+        "fill": round(plan.fill, 5),
+        "steps_per_epoch": plan.steps_per_epoch,
+        "imbalance": round(plan.imbalance(ranks, config.train.packs_per_micro_batch), 5),
+        "too_long": plan.facts["too_long"],
+    }
+    console.print(
+        f"[green]planned[/] {facts['packs']:,} packs of {config.data.max_length:,} tokens, {plan.fill:.1%} full, "
+        f"{plan.steps_per_epoch:,} steps an epoch, {ranks} ranks idle {facts['imbalance']:.1%} of the time"
+    )
+    if plan.facts["too_long"]:
+        console.print(
+            f"[yellow]{plan.facts['too_long']:,} documents have more than data.max_length={config.data.max_length} "
+            f"tokens[/] and are left out"
+        )
+    return facts
+
+
+def _check_store(config: RunConfig, store: Any) -> None:
+    """The settings of the store that can be compared at once; `prepare` compares everything."""
+    made_with = store.manifest["settings"]
+    wanted = {"template_date": config.data.template_date.isoformat(), "train_on": config.data.train_on}
+    for key, value in wanted.items():
+        if made_with[key] != value:
+            raise UserError(
+                f"the token store {store.folder} was made with data.{key}={made_with[key]}, not {value}; "
+                f"prepare another with data.store=FOLDER"
+            )
+
+
+def train_stage(config: RunConfig, console: Console, ranks: int, resuming: bool) -> dict[str, Any]:
+    """Pack plan → checkpoints and metrics; plans first, which takes no time."""
+    from launcher.backends.local import run_ranks
+
+    started = time.perf_counter()
+    check_may_start(config, resuming)
+    plan_stage(config, console, ranks)
+    with _progress(console, "steps") as progress:
+        task = progress.add_task(f"starting {ranks} ranks", total=None)
+        run_ranks(config.folder, ranks, resuming, lambda: _show_training(progress, task, config.folder))
+    facts = {"run": str(config.folder), **summary(config.folder), "seconds": round(time.perf_counter() - started, 2)}
+    validation = facts["validation_loss"]
+    console.print(
+        f"[green]trained[/] {facts['step']:,} steps in {facts['seconds']:.0f} s: loss {facts['loss']:.3f}"
+        + (f", validation loss {validation:.3f}" if validation is not None else "")
+        + f" → {config.folder}"
+    )
+    return facts
+
+
+def _show_training(progress: Progress, task: Any, folder: Path) -> None:
+    """Move the bar to where the run's folder says training is."""
+    status = read_status(folder)
+    lines = read_metrics(folder)
+    if not status or status["phase"] == "loading":
+        return
+    now = next((line for line in reversed(lines) if "loss" in line), None)
+    text = str(status["phase"])
+    if now:
+        text += f"  loss {now['loss']:.3f}  {now['tokens_per_second']:,.0f} tokens/s"
+    progress.update(task, total=status["steps"], completed=now["step"] if now else status["step"], description=text)
+
+
+def export_stage(config: RunConfig, console: Console) -> dict[str, Any]:
+    """Newest checkpoint → Hugging Face folder."""
+    from sft.export import export_model
+    from sft.run import TrainingRun
+
+    with console.status("exporting and comparing with the trained model"):
+        model = export_model(TrainingRun.open(config.folder))
+    console.print(f"[green]exported[/] → {model} (reloaded, its logits are those of the trained model)")
+    return {"model": str(model)}
+
+
+def generate_stage(config: RunConfig, console: Console, prompts: list[str]) -> dict[str, Any]:
+    """Answers of the exported model."""
+    from sft.generate import generate_answers
+
+    with console.status("answering"):
+        answers = generate_answers(
+            config.folder / "model",
+            prompts or config.evaluate.samples,
+            config.evaluate.max_new_tokens,
+            config.data.template_date,
+        )
+    for sample in answers:
+        console.print(sample["prompt"], style="bold", markup=False)
+        console.print(sample["answer"] or "(nothing)", markup=False, highlight=False)
+    return {"answers": answers}
+
+
+def report_stage(config: RunConfig, console: Console) -> dict[str, Any]:
+    """Metrics and samples → report.html and loss.png."""
+    from sft.insight.report import write_report
+    from sft.run import TrainingRun
+
+    report = write_report(TrainingRun.open(config.folder))
+    console.print(f"[green]reported[/] → {report}")
+    return {"report": str(report)}
+
+
+def _progress(console: Console, unit: str) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+        transient=True,
+    )

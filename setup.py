@@ -1,0 +1,35 @@
+"""The distribution `shardtune` and its one command."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+
+PREPARE = ["datasets>=5.2,<6", "ray>=2.60,<3", "sentencepiece>=0.2.3,<0.3", "transformers>=5.23,<6"]
+TRAIN = ["deepspeed>=0.19.8,<0.20", "matplotlib>=3.10,<4", "torch>=2.13,<3", "transformers>=5.23,<6"]
+LAUNCH = ["rich>=14,<16"]
+DEV = ["hypothesis>=6.130,<7", "mypy>=1.18,<3", "pytest>=9,<10", "ruff>=0.14,<1", "types-PyYAML>=6"]
+
+setup(
+    name="shardtune",
+    version="0.1.0",
+    description="Supervised fine-tuning on clusters: conversations to Arrow token stores to DeepSpeed.",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[
+        *("data_tools", "sft", "sft.insight", "launcher", "launcher.backends"),
+        *("configs", "configs.recipes"),
+    ],
+    package_data={"configs.recipes": ["*.yaml"], "sft.insight": ["*.jinja"]},
+    install_requires=["numpy>=2.2,<3", "pyarrow>=26,<27", "pydantic>=2.12,<3", "PyYAML>=6,<7"],
+    extras_require={
+        "prepare": PREPARE,
+        "train": TRAIN,
+        "launch": LAUNCH,
+        "dev": [*PREPARE, *TRAIN, *LAUNCH, *DEV],
+    },
+    entry_points={"console_scripts": ["shardtune = launcher.cli:main"]},
+)

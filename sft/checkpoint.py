@@ -1,0 +1,163 @@
+"""Checkpoints that are whole or not there.
+
+    checkpoints/step-00000200/          appears under this name when it is complete
+        state/                          DeepSpeed's files, one set per rank
+        rank-00000.pt                   random number states of a rank
+        probe.pt                        some logits of the trained model, for exports to compare with
+        commit.json                     written last: step, plan, ranks, and the size and sha256 of every file
+
+Everything is written in `step-00000200.partial`. Only when every rank has written and the record lists every file is the
+folder renamed. DeepSpeed's own `latest` file is not used: it moves before all ranks have written.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from data_tools.errors import UserError
+from data_tools.store import file_digest, write_json
+from sft.engine import load_engine, save_engine
+from sft.world import World
+
+COMMIT = "commit.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is; with the plan it says everything about the data that follows."""
+
+    step: int
+    """Optimizer steps done."""
+    tokens: int
+    """Tokens seen."""
+    plan_hash: str
+    zero_stage: int
+    ranks: int
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps is committed."""
+    return folder / f"step-{step:08d}"
+
+
+def commit_checkpoint(
+    engine: Any, folder: Path, progress: Progress, probe: dict[str, Any], world: World, keep_last: int
+) -> Path:
+    """Write a checkpoint; all ranks call it, and return when it is committed.
+
+    Args:
+        folder: the run's `checkpoints`.
+        probe: tokens and logits of the trained model (the same on all ranks).
+        keep_last: older checkpoints beyond this number are deleted after the new one is committed.
+    """
+    final = checkpoint_path(folder, progress.step)
+    partial = final.with_name(final.name + ".partial")
+    if world.is_main:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    world.barrier()
+    save_engine(engine, partial)
+    torch.save(_random_states(), partial / f"rank-{world.rank:05d}.pt")
+    world.barrier()
+    if world.is_main:
+        torch.save(probe, partial / "probe.pt")
+        files = {str(path.relative_to(partial)): _describe(path) for path in sorted(partial.rglob("*")) if path.is_file()}
+        write_json(partial / COMMIT, {**asdict(progress), "files": files})
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(partial, final)
+        _fsync_folder(folder)
+        for old in committed_checkpoints(folder)[:-keep_last]:
+            shutil.rmtree(old)
+    world.barrier()
+    return final
+
+
+def resume(engine: Any, folder: Path, plan_hash: str, zero_stage: int, world: World) -> Progress | None:
+    """Load the newest good checkpoint into the engine, on all ranks alike; None when there is none to load.
+
+    Raises:
+        UserError: it belongs to another plan, ZeRO stage or number of ranks.
+    """
+    chosen: list[str | None] = [None]
+    if world.is_main:
+        newest = newest_good_checkpoint(folder)
+        chosen = [None if newest is None else newest.name]
+    if world.size > 1:
+        dist.broadcast_object_list(chosen, src=0)
+    if chosen[0] is None:
+        return None
+    path = folder / chosen[0]
+    progress = read_progress(path)
+    if progress.plan_hash != plan_hash:
+        raise UserError(f"{path} belongs to another pack plan: the data or its order changed; use another run name")
+    if (progress.zero_stage, progress.ranks) != (zero_stage, world.size):
+        raise UserError(
+            f"{path} was written by {progress.ranks} ranks with ZeRO stage {progress.zero_stage}; "
+            f"resume with the same (this run has {world.size} ranks and stage {zero_stage})"
+        )
+    load_engine(engine, path)
+    _restore_random_states(torch.load(path / f"rank-{world.rank:05d}.pt", weights_only=True))
+    return progress
+
+
+def committed_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(path.parent for path in folder.glob(f"step-*/{COMMIT}") if not path.parent.name.endswith(".partial"))
+
+
+def newest_good_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are what was written."""
+    for path in reversed(committed_checkpoints(folder)):
+        if (damage := find_damage(path)) is None:
+            return path
+        print(f"{path} is damaged ({damage}); trying the one before", flush=True)
+    return None
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """Compare every file with the commit record; what is wrong, or None."""
+    record = json.loads((checkpoint / COMMIT).read_text(encoding="utf-8"))
+    for name, expected in record["files"].items():
+        path = checkpoint / name
+        if not path.exists():
+            return f"{name} is missing"
+        if _describe(path) != expected:
+            return f"{name} was changed"
+    return None
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """What the commit record says of the run."""
+    record = json.loads((checkpoint / COMMIT).read_text(encoding="utf-8"))
+    return Progress(**{name: record[name] for name in Progress.__dataclass_fields__})
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+
+
+def _random_states() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _restore_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if states["cuda"] is not None:
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

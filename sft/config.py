@@ -1,0 +1,87 @@
+"""Settings of the training half."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from data_tools.config import Location, Section
+
+
+class ModelConfig(Section):
+    """Which model is trained: an existing one (`path`), or random weights (`config`)."""
+
+    path: Location | None = None
+    """A folder or hub id of a causal language model."""
+    config: dict[str, Any] | None = None
+    """`architecture` (llama, qwen3, …) and the keys of its transformers configuration, for random weights."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What forward and backward compute in; auto: bfloat16 on GPUs that have it, else float32."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "ModelConfig":
+        if (self.path is None) == (self.config is None):
+            raise ValueError("give either `path` or `config`")
+        if self.config is not None and "architecture" not in self.config:
+            raise ValueError("`config` needs `architecture`, for example `architecture: llama`")
+        return self
+
+
+class ScheduleConfig(Section):
+    """How the learning rate moves over the run."""
+
+    name: Literal["constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"] = "cosine"
+    warmup_ratio: float = Field(0.03, ge=0, le=1)
+    """Share of all steps in which the rate rises from zero."""
+    min_ratio: float = Field(0.1, ge=0, le=1)
+    """What `cosine_with_min_lr` ends at, as a share of `learning_rate`."""
+
+
+class ZeroConfig(Section):
+    """DeepSpeed's ZeRO: what is split over the ranks."""
+
+    stage: Literal[0, 1, 2, 3] = 2
+    """0 nothing, 1 optimizer states, 2 and gradients, 3 and parameters."""
+
+
+class TrainConfig(Section):
+    """The optimization."""
+
+    packs_per_step: int = Field(16, ge=1)
+    """Packs in one optimizer step, all ranks and micro-batches together."""
+    packs_per_micro_batch: int = Field(1, ge=1)
+    """Packs in one forward and backward pass of one rank."""
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the data, unless `max_steps` is set."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps."""
+    learning_rate: float = Field(2e-5, gt=0)
+    schedule: ScheduleConfig = ScheduleConfig()
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the gradient's mean and of its square."""
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    zero: ZeroConfig = ZeroConfig()
+    seed: int = 0
+    log_every: int = Field(1, ge=1)
+    """Steps between lines of metrics.jsonl."""
+
+
+class EvaluateConfig(Section):
+    """What is looked at besides the training loss, before the first step, at intervals, and after the last."""
+
+    every: int | None = Field(None, ge=1)
+    """Steps between evaluations; by default only the first and the last."""
+    samples: list[str] = ["What can you help me with?"]
+    """Prompts that are answered at each evaluation."""
+    max_new_tokens: int = Field(64, ge=1)
+    """The longest answer."""
+
+
+class CheckpointConfig(Section):
+    """When the state of the run is committed."""
+
+    every: int = Field(200, ge=1)
+    """Steps between checkpoints; the last step always gives one."""
+    keep_last: int = Field(2, ge=1)
+    """Older ones are deleted."""

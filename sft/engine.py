@@ -1,0 +1,117 @@
+"""DeepSpeed: ZeRO settings as a plain dict, and one optimizer step. The only file that imports DeepSpeed."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+from sft.batches import Batch
+from sft.config import TrainConfig
+from sft.schedule import micro_batches_per_step
+from sft.world import World
+
+STATE_FOLDER = "state"
+"""The folder below a checkpoint in which DeepSpeed keeps its files."""
+
+
+def deepspeed_settings(train: TrainConfig, dtype: torch.dtype, ranks: int) -> dict[str, Any]:
+    """DeepSpeed's configuration, with everything said that its defaults would decide otherwise from release to release."""
+    return {
+        "train_micro_batch_size_per_gpu": train.packs_per_micro_batch,
+        "gradient_accumulation_steps": micro_batches_per_step(train, ranks),
+        "gradient_clipping": train.max_grad_norm,
+        "zero_optimization": {"stage": train.zero.stage},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": dtype is torch.bfloat16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def start_engine(model: torch.nn.Module, train: TrainConfig, dtype: torch.dtype, world: World) -> DeepSpeedEngine:
+    """Hand the model to DeepSpeed, which splits it over the ranks by the ZeRO stage."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # Its shared-memory collectives for CPUs are compiled at start: slow, and impossible without a compiler. gloo serves.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]  # norms and biases
+    groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=train.learning_rate, betas=train.betas, fused=True
+    )
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=deepspeed_settings(train, dtype, world.size)
+    )
+    return engine
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one rank saw in one optimizer step."""
+
+    loss_sum: torch.Tensor
+    """Sum of cross-entropies over this rank's trained tokens, on the device."""
+    correct: torch.Tensor
+    """Trained tokens that were predicted rightly, on the device."""
+    gradient_norm: float
+    """Global norm of the gradient before clipping, the same on all ranks."""
+
+
+def optimizer_step(
+    engine: DeepSpeedEngine, batches: list[Batch], trained_tokens: int, learning_rate: float, world: World
+) -> StepResult:
+    """Accumulate the gradients of all micro-batches and update the weights once (the equation is in `loss.py`).
+
+    Args:
+        batches: this rank's micro-batches.
+        trained_tokens: N, of the whole step over all ranks.
+    """
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+    loss_sum = torch.zeros((), device=world.device)
+    correct = torch.zeros((), dtype=torch.int64, device=world.device)
+    batches = [batch.to(world.device) for batch in batches]
+    for batch in batches:
+        batch_loss, batch_correct = engine(
+            batch.input_ids, batch.labels, batch.positions, batch.borders, batch.longest
+        )
+        engine.backward(batch_loss * world.size / trained_tokens, scale_wrt_gas=False)
+        loss_sum += batch_loss.detach()
+        correct += batch_correct
+        if batch is not batches[-1]:
+            engine.step()  # counts the micro-batch
+    gradient_norm = _norm_without_zero(engine)
+    engine.step()
+    return StepResult(loss_sum, correct, float(gradient_norm or engine.get_global_grad_norm()))
+
+
+def _norm_without_zero(engine: DeepSpeedEngine) -> torch.Tensor | None:
+    """DeepSpeed tells the norm of every optimizer but the plain one, whose gradients are whole on every rank."""
+    if engine.zero_optimization() or engine.bfloat16_enabled():
+        return None
+    return torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+
+
+def save_engine(engine: DeepSpeedEngine, folder: Path) -> None:
+    """Write this rank's part of weights and optimizer; all ranks call it."""
+    engine.save_checkpoint(str(folder), tag=STATE_FOLDER, save_latest=False)
+
+
+def load_engine(engine: DeepSpeedEngine, folder: Path) -> None:
+    """Read what `save_engine` wrote, on the same number of ranks and ZeRO stage."""
+    loaded, _ = engine.load_checkpoint(str(folder), tag=STATE_FOLDER, load_lr_scheduler_states=False)
+    assert loaded is not None, f"DeepSpeed found nothing in {folder}"
+
+
+def consolidated_weights(folder: Path, zero_stage: int) -> dict[str, torch.Tensor]:
+    """All weights of a checkpoint as full float32 tensors, on the CPU, in one process."""
+    if zero_stage > 0:
+        return get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=STATE_FOLDER)
+    state = torch.load(folder / STATE_FOLDER / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
+    return {name: tensor.float() for name, tensor in state["module"].items()}

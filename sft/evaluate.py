@@ -1,0 +1,102 @@
+"""Validation loss and sample answers of the model in training."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_tools.chat import ChatTemplate
+from data_tools.plan import PackPlan
+from data_tools.store import TokenStore
+from sft.attention import PACKED
+from sft.batches import make_batch
+from sft.model import PackedCausalLM
+from sft.world import World
+
+PROBE_TOKENS = 128
+"""Tokens whose logits a checkpoint keeps for exports to compare with."""
+
+
+@torch.no_grad()
+def validation_loss(engine: Any, store: TokenStore, plan: PackPlan, world: World) -> float | None:
+    """Mean cross-entropy over all trained tokens of the validation packs, over all ranks; None without such packs.
+
+    Every rank takes every W-th pack, and an empty one where there is none left: ZeRO-3 needs all ranks in every pass.
+    """
+    packs = len(plan.validation)
+    if not packs:
+        return None
+    engine.eval()
+    loss_sum = torch.zeros((), dtype=torch.float64)
+    for first in range(0, packs, world.size):
+        pack = first + world.rank
+        batch = make_batch(store, plan.validation, np.array([pack] if pack < packs else [], np.int64)).to(world.device)
+        batch_loss, _ = engine(batch.input_ids, batch.labels, batch.positions, batch.borders, batch.longest)
+        loss_sum += batch_loss.double().cpu()
+    engine.train()
+    (total,) = world.sum(loss_sum)
+    return total / int(plan.validation.trained.sum())
+
+
+@torch.no_grad()
+def sample_answers(
+    model: PackedCausalLM, tokenizer: Any, template: ChatTemplate, prompts: list[str], max_new_tokens: int, device: Any
+) -> list[dict[str, str]]:
+    """Answer prompts greedily. All ranks give the same answers, so under ZeRO-3 they go through the layers together."""
+    with _plain_attention(model):
+        return [
+            {"prompt": prompt, "answer": answer(model.model, tokenizer, template, prompt, max_new_tokens, device)}
+            for prompt in prompts
+        ]
+
+
+def answer(
+    model: Any, tokenizer: Any, template: ChatTemplate, prompt: str, max_new_tokens: int, device: Any
+) -> str:
+    """One greedy answer to one user message, without the end-of-turn token."""
+    text = template.prompt([{"role": "user", "content": prompt}])
+    ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)], device=device)
+    output = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=stop_tokens(tokenizer, template),
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+    )
+    return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+
+
+def stop_tokens(tokenizer: Any, template: ChatTemplate) -> list[int]:
+    """The tokens that end an answer: the tokenizer's own end, and the template's end of a turn."""
+    ends = {tokenizer.eos_token_id}
+    if template.end_of_turn in tokenizer.get_vocab():
+        ends.add(tokenizer.convert_tokens_to_ids(template.end_of_turn))
+    return sorted(ends - {None})
+
+
+@contextmanager
+def _plain_attention(model: PackedCausalLM) -> Iterator[None]:
+    """Generation keeps a cache of keys, which packed rows have not."""
+    model.eval()
+    model.model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.model.set_attn_implementation(PACKED)
+        model.train()
+
+
+@torch.no_grad()
+def probe_logits(model: PackedCausalLM, store: TokenStore, device: torch.device) -> dict[str, Any]:
+    """The first tokens of the store's first document, and the model's logits for them; all ranks call it."""
+    ids = torch.from_numpy(store.document(0)[0][:PROBE_TOKENS].astype(np.int64))[None].to(device)
+    length = ids.shape[1]
+    model.eval()
+    logits = model.logits(
+        ids, torch.arange(length, device=device)[None], torch.tensor([0, length], dtype=torch.int32, device=device), length
+    )
+    model.train()
+    return {"input_ids": ids.cpu(), "logits": logits.float().cpu(), "dtype": logits.dtype}

@@ -1,0 +1,89 @@
+"""Cross-entropy on trained positions only, and the equation that scales it.
+
+With S the sum of cross-entropies over the trained tokens of one micro-batch on one rank, W ranks, and N the trained
+tokens of the whole optimizer step (all ranks, all micro-batches; the plan knows it):
+
+    loss = S · W / N          engine.backward(loss, scale_wrt_gas=False)
+
+DeepSpeed averages gradients over ranks, and W undoes that; `scale_wrt_gas=False` keeps it from dividing by the number of
+micro-batches. The gradient is then that of (ΣS) / N, one mean over all trained tokens, however they are spread. A
+micro-batch without trained tokens adds nothing.
+
+The head makes logits for trained positions only, some hundred at a time, and computes its gradients in the same pass:
+three matrix products on kept tokens, and never a [T, V] tensor (the idea of Liger's fused linear cross-entropy,
+arXiv 2410.10989, without the positions whose loss is ignored).
+
+    T tokens, K kept (trained) positions, H hidden size, V vocabulary
+"""
+
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from sft.batches import IGNORE
+
+CHUNK = 512
+"""Kept positions whose logits exist at the same time."""
+
+
+class TrainedTokensLoss(torch.autograd.Function):
+    """hidden [K, H], weight [V, H], labels [K] → (sum of cross-entropies, number of tokens predicted rightly)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, with_gradient: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Go through the kept positions in chunks; keep the gradients of both inputs where they are wanted."""
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        correct = hidden.new_zeros((), dtype=torch.int64)
+        hidden_grad = torch.empty_like(hidden) if with_gradient else None
+        weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if with_gradient else None
+        for start in range(0, len(labels), CHUNK):
+            rows = slice(start, start + CHUNK)
+            logits = F.linear(hidden[rows], weight).float()  # [chunk, V]
+            log_sum = logits.logsumexp(-1, keepdim=True)
+            loss += (log_sum - logits.gather(1, labels[rows, None])).sum()
+            correct += (logits.argmax(-1) == labels[rows]).sum()
+            if hidden_grad is not None and weight_grad is not None:
+                # d loss / d logits = softmax - one-hot
+                logits.sub_(log_sum).exp_()
+                logits.scatter_add_(1, labels[rows, None], -torch.ones_like(log_sum))
+                gradient = logits.to(weight.dtype)
+                hidden_grad[rows] = gradient @ weight
+                weight_grad.addmm_(gradient.t().float(), hidden[rows].float())
+        ctx.gradients = (hidden_grad, weight_grad)
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:  # type: ignore[override]
+        """Scale the gradients that forward kept."""
+        hidden_grad, weight_grad = ctx.gradients
+        ctx.gradients = None
+        return hidden_grad * outer[0], (weight_grad * outer[0]).to(hidden_grad.dtype), None, None
+
+
+def install_loss_head(model: torch.nn.Module) -> None:
+    """Teach the model's output layer to return the loss when it is given labels.
+
+    The loss is computed inside the layer's own `forward`, so ZeRO-3 gathers its weight as it does for any other layer.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    head.forward = MethodType(_head_forward, head)
+
+
+def _head_forward(
+    head: torch.nn.Linear, hidden: torch.Tensor, labels: torch.Tensor | None = None
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """hidden [1, T, H] → logits [1, T, V], or with labels [1, T] the sum of losses and the number of right tokens."""
+    if labels is None:
+        return F.linear(hidden, head.weight, head.bias)
+    kept = (labels.reshape(-1) != IGNORE).nonzero().squeeze(1)
+    kept_hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, kept)
+    kept_labels = labels.reshape(-1).index_select(0, kept)
+    result: tuple[torch.Tensor, torch.Tensor] = TrainedTokensLoss.apply(  # type: ignore[no-untyped-call]
+        kept_hidden, head.weight, kept_labels, torch.is_grad_enabled()
+    )
+    return result

@@ -1,0 +1,140 @@
+"""Load or build the causal language model, and give it the packed forward pass."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from data_tools.errors import UserError
+from sft.attention import PACKED
+from sft.config import ModelConfig
+from sft.loss import install_loss_head
+
+
+class PackedCausalLM(torch.nn.Module):
+    """A causal language model that takes packed rows and returns (sum of losses, number of tokens predicted rightly)."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        install_loss_head(model)
+        model.set_attn_implementation(PACKED)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        positions: torch.Tensor,
+        borders: torch.Tensor,
+        longest: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One micro-batch; arguments as in `batches.Batch`."""
+        hidden = self._hidden(input_ids, positions, borders, longest)
+        result: tuple[torch.Tensor, torch.Tensor] = self.model.get_output_embeddings()(hidden, labels=labels)
+        return result
+
+    def logits(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, borders: torch.Tensor, longest: int
+    ) -> torch.Tensor:
+        """[1, T, V], for looking at the model; training never makes them."""
+        logits: torch.Tensor = self.model.get_output_embeddings()(self._hidden(input_ids, positions, borders, longest))
+        return logits
+
+    def _hidden(self, input_ids: torch.Tensor, positions: torch.Tensor, borders: torch.Tensor, longest: int) -> Any:
+        return self.model.base_model(
+            input_ids=input_ids,
+            position_ids=positions,
+            use_cache=False,
+            cu_seq_lens_q=borders,
+            cu_seq_lens_k=borders,
+            max_length_q=longest,
+            max_length_k=longest,
+        ).last_hidden_state
+
+
+def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """Resolve `model.dtype` for a device.
+
+    Raises:
+        UserError: the device cannot compute in it.
+    """
+    has_bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" and has_bfloat16 else torch.float32
+    if config.dtype == "bfloat16" and not has_bfloat16:
+        raise UserError("model.dtype=bfloat16: this GPU has no bfloat16; set model.dtype=float32")
+    return torch.float32 if config.dtype == "float32" else torch.bfloat16
+
+
+def load_model(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int, dtype: torch.dtype, seed: int
+) -> PreTrainedModel:
+    """Load the model of `model.path`, or build the one of `model.config` with random weights.
+
+    Args:
+        vocab_size: rows that the token store needs in the embedding.
+        seed: of random weights, the same on every rank.
+
+    Raises:
+        UserError: there is no such model, or its embedding is smaller than the vocabulary.
+    """
+    torch.manual_seed(seed)
+    model_config = load_config(config, tokenizer, vocab_size)
+    if config.path is not None:
+        model = AutoModelForCausalLM.from_pretrained(config.path, config=model_config, dtype=dtype)
+    else:
+        model = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
+    _refuse_unsupported_head(model)
+    return model
+
+
+def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> PretrainedConfig:
+    """The transformers configuration of the model, checked against the vocabulary."""
+    if config.path is not None:
+        model_config, where = _read_config(config.path), config.path
+    else:
+        model_config, where = _random_config(dict(config.config or {}), tokenizer, vocab_size), "model.config"
+    rows = model_config.get_text_config().vocab_size
+    if rows < vocab_size:
+        raise UserError(
+            f"{where}: the embedding has {rows} rows, the tokenizer of the store needs {vocab_size}; "
+            f"use the tokenizer that belongs to the model, or a larger vocab_size"
+        )
+    return model_config
+
+
+def _read_config(path: str) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path: cannot load {path}: {str(error).splitlines()[0]}") from None
+
+
+def _random_config(keys: dict[str, Any], tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> PretrainedConfig:
+    architecture = keys.pop("architecture")
+    keys.setdefault("vocab_size", vocab_size)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        keys.setdefault(name, getattr(tokenizer, name))
+    try:
+        known = AutoConfig.for_model(architecture)
+    except ValueError:
+        raise UserError(f"model.config.architecture: transformers knows no {architecture!r}") from None
+    unknown = sorted(key for key in keys if not hasattr(known, key))
+    if unknown:
+        raise UserError(f"model.config: {architecture} has no {', '.join(unknown)}; see transformers' configuration")
+    return AutoConfig.for_model(architecture, **keys)
+
+
+def _refuse_unsupported_head(model: PreTrainedModel) -> None:
+    """The loss head computes plain logits; a model that scales or caps them would be trained on another loss."""
+    text_config = model.config.get_text_config()
+    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale", "logits_soft_cap"):
+        if getattr(text_config, name, None) not in (None, 1, 1.0):
+            raise UserError(f"this model sets {name}, which the loss does not follow yet; choose another model")
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise UserError("this model has a bias in its output layer, which the loss does not follow yet")
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Parameters, tied ones once, also where ZeRO-3 has split them."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())

@@ -1,0 +1,64 @@
+"""The record of a run as it happens: metrics.jsonl, sample answers, and the status that followers read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from data_tools.store import write_json
+
+METRICS = "metrics.jsonl"
+STATUS = "status.json"
+
+
+class RunRecord:
+    """Writes what happens into the run's folder.
+
+    Args:
+        folder: the run's.
+        total_steps: of the run.
+        writes: whether this is the main rank; on the others nothing is written.
+    """
+
+    def __init__(self, folder: Path, total_steps: int, writes: bool) -> None:
+        self.folder = folder
+        self.total_steps = total_steps
+        self._writes = writes
+        if self._writes:
+            (folder / "samples").mkdir(exist_ok=True)
+
+    def status(self, phase: str, step: int) -> None:
+        """Say what the run is doing: loading, evaluating, training, saving, finished."""
+        if self._writes:
+            write_json(self.folder / STATUS, {"phase": phase, "step": step, "steps": self.total_steps})
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl and say it on the console."""
+        if self._writes:
+            with open(self.folder / METRICS, "a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+            print("  ".join(f"{name} {_short(value)}" for name, value in values.items()), flush=True)
+
+    def samples(self, step: int, answers: list[dict[str, str]]) -> None:
+        """Keep the answers given after `step` steps."""
+        if self._writes:
+            write_json(self.folder / "samples" / f"step-{step:08d}.json", answers)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after `step`: those steps will be done again."""
+        if self._writes:
+            kept = [line for line in read_metrics(self.folder) if line["step"] <= step]
+            text = "".join(json.dumps(line) + "\n" for line in kept)
+            (self.folder / METRICS).write_text(text, encoding="utf-8")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """All complete lines of metrics.jsonl; a kill may have cut the last one."""
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

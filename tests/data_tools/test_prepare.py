@@ -1,0 +1,154 @@
+"""The store: the same bytes whoever makes it, whatever interrupts it; every row accounted for."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_tools import prepare as driver
+from data_tools.config import DataConfig
+from data_tools.documents import DocumentMaker
+from data_tools.errors import UserError
+from data_tools.prepare import prepare
+from data_tools.store import TokenStore
+from tests.conftest import chats, write_jsonl
+
+
+def config(path: Path, **changes: Any) -> DataConfig:
+    values = {"sources": [{"path": str(path)}], "tokenizer": {"vocab_size": 400}, "rows_per_shard": 64, **changes}
+    return DataConfig.model_validate(values)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_a_store_holds_every_document_with_its_mask(store: TokenStore) -> None:
+    totals = store.manifest["totals"]
+    assert totals["rows_in"] == totals["rows_out"] == len(store) == 200
+    lengths, trained = [], []
+    for number in range(len(store)):
+        ids, runs = store.document(number)
+        assert runs.sum() == len(ids)
+        lengths.append(len(ids))
+        trained.append(int(runs[1::2].sum()))
+    assert store.index["length"].tolist() == lengths
+    assert store.index["trained"].tolist() == trained
+    assert (sum(lengths), sum(trained)) == (totals["tokens"], totals["trained_tokens"])
+    assert store.document(0)[0].dtype == np.uint16
+    assert len(store.manifest["shards"]) == 4
+    store.verify()
+
+
+def test_actors_write_the_same_bytes_as_one_process(store: TokenStore, data_config: DataConfig, tmp_path: Path) -> None:
+    prepare(data_config.model_copy(update={"actors": 2}), tmp_path)
+    assert content(tmp_path) == content(store.folder)
+
+
+def test_a_killed_preparation_goes_on_and_ends_with_the_same_bytes(
+    store: TokenStore, data_config: DataConfig, tmp_path: Path
+) -> None:
+    """SIGKILL after the second shard: no manifest, nothing taken for complete; the next run does only the rest."""
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from data_tools.config import DataConfig\n"
+        "from data_tools.prepare import prepare\n"
+        "def stop(record, rows):\n"
+        "    if record.unit == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "prepare(DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), stop)\n"
+    )
+    command = [sys.executable, "-c", script, data_config.model_dump_json(), str(tmp_path)]
+    root = Path(__file__).parent.parent.parent
+    killed = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(root)})
+    assert killed.returncode == -signal.SIGKILL
+    with pytest.raises(UserError, match="is not finished; run `shardtune prepare`"):
+        TokenStore(tmp_path)
+    kept = (tmp_path / "shards" / "00000.arrow").stat().st_mtime_ns
+    prepare(data_config, tmp_path)
+    assert (tmp_path / "shards" / "00000.arrow").stat().st_mtime_ns == kept
+    assert content(tmp_path) == content(store.folder)
+
+
+def test_a_finished_store_is_only_opened(store: TokenStore, data_config: DataConfig) -> None:
+    before = content(store.folder)
+    assert prepare(data_config, store.folder).fingerprint == store.fingerprint
+    assert content(store.folder) == before
+
+
+def test_a_store_with_other_settings_is_not_touched(store: TokenStore, data_config: DataConfig) -> None:
+    before = content(store.folder)
+    with pytest.raises(UserError, match=r"made with other settings \(template_date\)"):
+        prepare(data_config.model_copy(update={"template_date": date(2030, 1, 1)}), store.folder)
+    assert content(store.folder) == before
+
+
+def test_leftovers_of_other_settings_are_not_used(data_config: DataConfig, store: TokenStore, tmp_path: Path) -> None:
+    shutil.copytree(store.folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "shards" / "00077.arrow").write_bytes(b"half a shard")
+    prepare(data_config, tmp_path)
+    assert content(tmp_path) == content(store.folder)
+
+
+def test_every_row_is_in_the_store_or_in_the_rejects(tmp_path: Path) -> None:
+    rows: list[Any] = chats(10)
+    rows[2] = {"messages": [{"role": "user", "content": "No answer?"}]}
+    rows[5] = {"prompt": "What?"}
+    file = write_jsonl(tmp_path / "chats.jsonl", rows)
+    with open(file, "a", encoding="utf-8") as lines:
+        lines.write('{"messages": [\n')
+    finished = prepare(config(file), tmp_path / "tokens")
+    totals = finished.manifest["totals"]
+    assert (totals["rows_in"], totals["rows_out"], totals["rejected"], totals["dropped"]) == (11, 8, 3, 0)
+    rejects = [json.loads(line) for line in (tmp_path / "tokens" / "rejects.jsonl").read_text().splitlines()]
+    assert [(reject["file"], reject["row"]) for reject in rejects] == [(str(file), 2), (str(file), 5), (str(file), 10)]
+    assert [reject["reason"][:18] for reject in rejects] == ["no assistant turn:", "no `messages` colu", "not JSON: Expectin"]
+
+
+def test_no_document_at_all_is_an_error_with_the_reasons(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "chats.jsonl", [{"messages": [{"role": "user", "content": "?"}]}] * 3)
+    with pytest.raises(UserError, match="no row became a document; 3 × no assistant turn"):
+        prepare(config(file), tmp_path / "tokens")
+    assert not (tmp_path / "tokens" / "manifest.json").exists()
+
+
+def test_a_changed_shard_is_found(store: TokenStore, tmp_path: Path) -> None:
+    shutil.copytree(store.folder, tmp_path, dirs_exist_ok=True)
+    shard = tmp_path / "shards" / "00001.arrow"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match=r"00001\.arrow is not what was written"):
+        TokenStore(tmp_path).verify()
+
+
+def test_two_preparations_of_one_store_do_not_meet(data_config: DataConfig, tmp_path: Path) -> None:
+    with driver._locked(tmp_path), pytest.raises(UserError, match="being prepared by another process"):
+        prepare(data_config, tmp_path)
+
+
+def test_a_unit_is_a_pure_function_of_its_rows(store: TokenStore, data_config: DataConfig, tmp_path: Path) -> None:
+    """Made last instead of first, by a maker that made others before: the same shard."""
+    sources = driver.resolve_sources(data_config.sources, tmp_path)
+    units = driver.work_units(sources, data_config.rows_per_shard)
+    shutil.copytree(store.folder / "tokenizer", tmp_path / "tokenizer")
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "units").mkdir()
+    maker = DocumentMaker(tmp_path, store.fingerprint, data_config.template_date)
+    for unit in reversed(units):
+        maker.make_shard(unit)
+    for shard in store.manifest["shards"]:
+        assert (tmp_path / shard["file"]).read_bytes() == (store.folder / shard["file"]).read_bytes()

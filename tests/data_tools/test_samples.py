@@ -1,0 +1,20 @@
+"""The embedded sample is large enough to learn from, and always the same."""
+
+from data_tools.formats import to_conversation
+from data_tools.samples import python_docs
+
+
+def test_the_documentation_makes_thousands_of_chats() -> None:
+    chats = list(python_docs())
+    assert 5_000 < len(chats) < 20_000
+    assert len({str(chat) for chat in chats}) == len(chats)
+    for chat in chats[::100]:
+        to_conversation({"messages": chat})
+    by_question = {chat[0]["content"]: chat for chat in chats}
+    join = next(chat for question, chat in by_question.items() if "`textwrap.dedent`" in question)
+    assert join[1]["content"].startswith("`textwrap.dedent` is a function of the module `textwrap`.\n\nRemove any common leading")
+    assert join[3]["content"] == "`textwrap.dedent` is called as `dedent(text)`."
+
+
+def test_two_builds_are_equal() -> None:
+    assert list(python_docs()) == list(python_docs())

@@ -1,0 +1,57 @@
+"""Run a function of a test module on several gloo ranks, each a process of its own."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_ranks(ranks: int, function: str, **arguments: Any) -> list[Any]:
+    """Call `module:function(world, **arguments)` on every rank and return what each returned (as JSON values)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        processes = []
+        for rank in range(ranks):
+            environment = {
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+                "CUDA_VISIBLE_DEVICES": "",
+                "PYTHONPATH": str(ROOT),
+            }
+            command = [sys.executable, "-m", "tests.ranks", function, json.dumps(arguments), f"{folder}/{rank}.json"]
+            processes.append(
+                subprocess.Popen(
+                    command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+                )
+            )
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        for rank, process in enumerate(processes):
+            assert process.returncode == 0, f"rank {rank}:\n{outputs[rank][-4000:]}"
+        return [json.loads(Path(f"{folder}/{rank}.json").read_text(encoding="utf-8")) for rank in range(ranks)]
+
+
+def _call(function: str, arguments: str, result: str) -> None:
+    import importlib
+
+    from sft.world import join_world
+
+    module, name = function.split(":")
+    value = getattr(importlib.import_module(module), name)(join_world(), **json.loads(arguments))
+    Path(result).write_text(json.dumps(value), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _call(*sys.argv[1:])

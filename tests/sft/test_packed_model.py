@@ -1,0 +1,121 @@
+"""A packed row computes what its documents compute alone: losses, gradients, accuracy, and no document sees another."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from data_tools.plan import PackPlan
+from data_tools.store import TokenStore
+from sft.attention import PACKED
+from sft.batches import IGNORE, make_batch
+from sft.loss import TrainedTokensLoss
+from sft.model import PackedCausalLM
+from tests.sft.models import crowded_packs, documents_of, loss_alone, tiny_llama
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_loss_and_gradient_are_those_of_the_documents_alone(tied: bool, store: TokenStore, plan: PackPlan) -> None:
+    alone = tiny_llama(tied)
+    packed = PackedCausalLM(copy.deepcopy(alone))
+    chosen = crowded_packs(plan.train, 2)
+    batch = make_batch(store, plan.train, np.array(chosen))
+    documents = documents_of(plan.train, chosen)
+    assert len(documents) > 3
+    loss, _ = packed(batch.input_ids, batch.labels, batch.positions, batch.borders, batch.longest)
+    expected = torch.stack([loss_alone(alone, store, number) for number in documents]).sum()
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    loss.backward()  # type: ignore[no-untyped-call]
+    expected.backward()  # type: ignore[no-untyped-call]
+    for (name, parameter), reference in zip(packed.model.named_parameters(), alone.parameters(), strict=True):
+        scale = float(reference.grad.abs().max())
+        torch.testing.assert_close(parameter.grad, reference.grad, rtol=0, atol=1e-5 * scale, msg=name)
+
+
+def test_changing_one_document_leaves_the_others_alone(store: TokenStore, plan: PackPlan) -> None:
+    packed = PackedCausalLM(tiny_llama(tied=True)).eval()
+    batch = make_batch(store, plan.train, np.array(crowded_packs(plan.train, 1)))
+    start, end = batch.borders[1].item(), batch.borders[2].item()
+    with torch.no_grad():
+        before = packed.logits(batch.input_ids, batch.positions, batch.borders, batch.longest)[0]
+        batch.input_ids[0, start:end] = 399 - batch.input_ids[0, start:end]
+        after = packed.logits(batch.input_ids, batch.positions, batch.borders, batch.longest)[0]
+    changed = (before != after).any(-1)
+    assert changed[start:end].all()
+    assert not changed[:start].any()
+    assert not changed[end:].any()
+    assert len(changed) > end, "the test wants a document after the changed one"
+
+
+def test_a_sliding_window_is_kept(store: TokenStore, plan: PackPlan) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=7,
+        attn_implementation="eager",
+    )
+    alone: LlamaForCausalLM = MistralForCausalLM(config).eval()
+    packed = PackedCausalLM(copy.deepcopy(alone)).eval()
+    batch = make_batch(store, plan.train, np.array(crowded_packs(plan.train, 1)))
+    assert batch.longest > 20
+    with torch.no_grad():
+        logits = packed.logits(batch.input_ids, batch.positions, batch.borders, batch.longest)[0]
+        for start, end in zip(batch.borders[:-1].tolist(), batch.borders[1:].tolist(), strict=True):
+            torch.testing.assert_close(logits[start:end], alone(batch.input_ids[:, start:end]).logits[0])
+
+
+def test_the_head_counts_right_tokens(store: TokenStore, plan: PackPlan) -> None:
+    model = tiny_llama(tied=True)
+    packed = PackedCausalLM(model).eval()
+    batch = make_batch(store, plan.train, np.array(crowded_packs(plan.train, 1)))
+    with torch.no_grad():
+        logits = packed.logits(batch.input_ids, batch.positions, batch.borders, batch.longest)
+        _, correct = packed(batch.input_ids, batch.labels, batch.positions, batch.borders, batch.longest)
+        best = torch.where(batch.labels == IGNORE, IGNORE, logits.argmax(-1))
+        easy = make_easy(batch.labels, best)
+        _, all_correct = packed(batch.input_ids, easy, batch.positions, batch.borders, batch.longest)
+    assert int(correct) == int(((best == batch.labels) & (batch.labels != IGNORE)).sum())
+    assert int(all_correct) == int((batch.labels != IGNORE).sum()) > 0
+
+
+def make_easy(labels: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+    """The labels that the model predicts anyway."""
+    return torch.where(labels == IGNORE, labels, best)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 512, 513, 1300])
+def test_the_head_is_cross_entropy_in_any_number_of_chunks(rows: int) -> None:
+    torch.manual_seed(rows)
+    hidden = torch.randn(rows, 16, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(50, 16, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, 50, (rows,))
+    loss, _ = TrainedTokensLoss.apply(hidden, weight, labels, True)  # type: ignore[no-untyped-call]
+    got = torch.autograd.grad(loss * 3, (hidden, weight))
+    expected_loss = torch.nn.functional.cross_entropy(hidden @ weight.t(), labels, reduction="sum")
+    expected = torch.autograd.grad(expected_loss * 3, (hidden, weight))
+    torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-6, atol=0)
+    for mine, reference in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_without_labels_has_loss_zero_and_gradient_zero(store: TokenStore, plan: PackPlan) -> None:
+    packed = PackedCausalLM(tiny_llama(tied=False))
+    batch = make_batch(store, plan.train, np.array([], dtype=np.int64))
+    loss, correct = packed(batch.input_ids, batch.labels, batch.positions, batch.borders, batch.longest)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert (float(loss.detach()), int(correct)) == (0.0, 0)
+    assert all(float(parameter.grad.abs().sum()) == 0 for parameter in packed.parameters())
+
+
+def test_no_attention_mask_is_ever_built() -> None:
+    packed = PackedCausalLM(tiny_llama(tied=True))
+    assert packed.model.config._attn_implementation == PACKED
