@@ -11,6 +11,7 @@ from data_tools.errors import UserError
 from launcher import stages
 from launcher.backends.local import default_ranks
 from launcher.config import RunConfig, load_run
+from launcher.environment import quiet_libraries
 from launcher.quickstart import RECIPE, quickstart
 
 _STAGES = {
@@ -26,7 +27,8 @@ _STAGES = {
 def main(arguments: list[str] | None = None) -> int:
     """The `shardtune` command; returns the exit code."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
-    console = Console(stderr=options.json)
+    console = Console(stderr=options.json, soft_wrap=True)
+    quiet_libraries()
     try:
         config = load_run(options.config, options.overrides)
         facts = _run(options, config, console)

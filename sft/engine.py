@@ -1,12 +1,19 @@
 """DeepSpeed: ZeRO settings as a plain dict, and one optimizer step. The only file that imports DeepSpeed."""
 
+import contextlib
+import io
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # said before DeepSpeed is imported, or it warns that it guesses
+
+import deepspeed
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
@@ -112,6 +119,8 @@ def load_engine(engine: DeepSpeedEngine, folder: Path) -> None:
 def consolidated_weights(folder: Path, zero_stage: int) -> dict[str, torch.Tensor]:
     """All weights of a checkpoint as full float32 tensors, on the CPU, in one process."""
     if zero_stage > 0:
-        return get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=STATE_FOLDER)
+        # It reports in prints and bars.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=STATE_FOLDER)
     state = torch.load(folder / STATE_FOLDER / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
     return {name: tensor.float() for name, tensor in state["module"].items()}

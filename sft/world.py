@@ -50,6 +50,5 @@ def join_world() -> World:
         torch.cuda.set_device(device)
     else:
         device, backend = torch.device("cpu"), "gloo"
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     dist.init_process_group(backend, rank=rank, world_size=size)
     return World(rank, size, device)

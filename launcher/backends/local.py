@@ -1,4 +1,4 @@
-"""All ranks of a run as processes of this machine. The only file of the launcher that writes the jobs' environment."""
+"""All ranks of a run as processes of this machine."""
 
 import os
 import socket
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from data_tools.errors import UserError
+from launcher.environment import rank_environment
 
 GRACE_SECONDS = 10
 """What ranks get between being asked to stop and being killed."""
@@ -60,21 +61,6 @@ def run_ranks(folder: Path, ranks: int, resuming: bool, while_running: Callable[
         _stop(processes)
         for file in files:
             file.close()
-
-
-def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """The variables that `sft.world` reads, and a fair share of the cores."""
-    defaults = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks)), "TOKENIZERS_PARALLELISM": "false"}
-    return {
-        **defaults,
-        **os.environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "PYTHONUNBUFFERED": "1",
-    }
 
 
 def _raise_if_failed(processes: list[subprocess.Popen[bytes]], logs: Path) -> None:

@@ -1,0 +1,170 @@
+"""The commands on a real run: two DeepSpeed ranks, real files, nothing replaced."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_tools.store import TokenStore
+from launcher.cli import main
+from sft.record import read_metrics
+
+ROOT = Path(__file__).parent.parent.parent
+FIELDS = {
+    *("step", "epoch", "loss", "grad_norm", "learning_rate", "mean_token_accuracy", "num_tokens"),
+    *("tokens_per_second", "packing_efficiency"),
+}
+
+
+def shardtune(*arguments: object) -> dict[str, Any]:
+    """Run a command as users do and return its JSON."""
+    command = [sys.executable, "-m", "launcher", *map(str, arguments), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def refused(*arguments: object) -> str:
+    """Run a command that must fail with one line."""
+    command = [sys.executable, "-m", "launcher", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in done.stderr
+    return line
+
+
+def losses(run: Path) -> list[str]:
+    """Every training loss to the last bit."""
+    return [line["loss"].hex() for line in read_metrics(run) if "loss" in line]
+
+
+def test_every_stage_from_chats_to_answers(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "tiny"
+    prepared = shardtune("prepare", recipe)
+    assert {"store", "rows_in", "rows_out", "rejected", "dropped", "tokens", "trained_tokens", "seconds"} <= set(prepared)
+    assert (prepared["rows_in"], prepared["rows_out"]) == (200, 200)
+    planned = shardtune("plan", recipe, "--ranks", 2)
+    assert {"plan", "packs", "fill", "steps_per_epoch", "imbalance"} <= set(planned)
+    assert 0.8 < planned["fill"] <= 1
+    assert 0 <= planned["imbalance"] < 1
+    trained = shardtune("train", recipe, "--ranks", 2)
+    assert (trained["run"], trained["step"]) == (str(run), 8)
+    lines = [line for line in read_metrics(run) if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert all(set(line) == FIELDS for line in lines)
+    assert trained["loss"] == lines[-1]["loss"] < lines[0]["loss"]
+    validation = [line["validation_loss"] for line in read_metrics(run) if "validation_loss" in line]
+    assert len(validation) == 3
+    assert trained["validation_loss"] == validation[-1] < validation[0]
+    assert sorted(path.name for path in (run / "samples").iterdir()) == [f"step-{n:08d}.json" for n in (0, 4, 8)]
+
+    model = Path(shardtune("export", run)["model"])
+    plain_transformers_answers(model)
+    (answer,) = shardtune("generate", run, "--prompt", "Count to 3 and name a colour.")["answers"]
+    assert answer == json.loads((run / "samples" / "step-00000008.json").read_text())[0]
+    report = Path(shardtune("report", run)["report"])
+    assert "validation loss" in report.read_text(encoding="utf-8")
+    assert (run / "loss.png").stat().st_size > 5_000
+
+    assert "already has step-00000008; go on with --resume" in refused("train", recipe, "--ranks", 2)
+    assert "train.learning_rate=0.01, not 0.02" in refused("train", recipe, "train.learning_rate=0.02", "--resume")
+
+
+def plain_transformers_answers(model: Path) -> None:
+    """A process that knows nothing of shardtune loads the folder and answers."""
+    script = (
+        "import sys, torch\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "chat = [{'role': 'user', 'content': 'Hi'}]\n"
+        "inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors='pt', return_dict=True)\n"
+        "output = model.generate(**inputs, max_new_tokens=5, do_sample=False)\n"
+        "assert output.shape[1] > inputs['input_ids'].shape[1]\n"
+        "assert not {'data_tools', 'sft', 'launcher'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(model)], check=True, cwd="/")
+    names = {path.name for path in model.iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert {"chat_template.jinja", "tokenizer_config.json"} <= names
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_resumed_run_has_the_same_losses_to_the_last_bit(
+    stage: int, recipe: Path, store: TokenStore, tmp_path: Path
+) -> None:
+    """Dropout on, so that the random states matter; the resumed run loses its last checkpoint and half its metrics."""
+    overrides = (recipe, f"train.zero.stage={stage}", "evaluate.every=8", f"data.store={store.folder}", "--ranks", 2)
+    shardtune("train", *overrides)
+    run = tmp_path / "runs" / "tiny"
+    uninterrupted = losses(run)
+    assert len(uninterrupted) == 8
+    shutil.rmtree(run / "checkpoints" / "step-00000008")
+    weights_before = (run / "checkpoints" / "step-00000004" / "probe.pt").read_bytes()
+    shardtune("train", *overrides, "--resume")
+    assert losses(run) == uninterrupted
+    assert (run / "checkpoints" / "step-00000004" / "probe.pt").read_bytes() == weights_before
+    if stage != 2:  # the other tests export stage 2
+        shardtune("export", run)
+
+
+def test_damage_is_noticed(recipe: Path, store: TokenStore, tmp_path: Path) -> None:
+    """A flipped byte in the newest checkpoint: resuming and exporting take the one before. Wrong weights: no export."""
+    overrides = (recipe, f"data.store={store.folder}", "--ranks", 1)
+    shardtune("train", *overrides)
+    run = tmp_path / "runs" / "tiny"
+    uninterrupted = losses(run)
+    newest = run / "checkpoints" / "step-00000008"
+    (weights,) = newest.glob("state/mp_rank_00_model_states.pt")
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    shardtune("train", *overrides, "--resume")
+    assert losses(run) == uninterrupted
+    assert "is damaged" in (run / "logs" / "rank-0.log").read_text(encoding="utf-8")
+    replace_probe(newest)
+    assert "logits differ from the trained model's" in refused("export", run)
+    assert not (run / "model").exists()
+    shutil.rmtree(run / "checkpoints")
+    assert "has no checkpoint to export" in refused("export", run)
+
+
+def replace_probe(checkpoint: Path) -> None:
+    """Pretend that the trained model gave other logits."""
+    probe = torch.load(checkpoint / "probe.pt", weights_only=True)
+    torch.save({**probe, "logits": probe["logits"].flip(-1)}, checkpoint / "probe.pt")
+    record = json.loads((checkpoint / "commit.json").read_text(encoding="utf-8"))
+    from sft.checkpoint import _describe
+
+    record["files"]["probe.pt"] = _describe(checkpoint / "probe.pt")
+    (checkpoint / "commit.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def test_a_failing_rank_is_named_with_its_words(recipe: Path, store: TokenStore) -> None:
+    line = refused("train", recipe, f"data.store={store.folder}", "model.config.vocab_size=300", "--ranks", 2)
+    assert "the embedding has 300 rows, the tokenizer of the store needs 400" in line
+    assert "rank-" in line
+    assert "is not a multiple of 4 ranks" in refused("plan", recipe, "--ranks", 4)
+
+
+def test_mistakes_before_training(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def error(*arguments: object) -> str:
+        assert main([str(argument) for argument in arguments]) == 1
+        return capsys.readouterr().err.strip()
+
+    assert "does not exist; run `shardtune prepare`" in error("plan", recipe, "--ranks", 2)
+    assert "no file or folder matches gone.jsonl" in error("prepare", recipe, "data.sources.0.path=gone.jsonl")
+    assert "is neither a configuration file nor" in error("train", "gone.yaml")
+    assert main(["prepare", str(recipe)]) == 0
+    capsys.readouterr()
+    assert "max_length=8 is shorter than every document" in error("plan", recipe, "data.max_length=8", "--ranks", 1)
+    assert "made with data.template_date=2025-01-01" in error("plan", recipe, "data.template_date=2026-01-01")
+    assert "no exported model" in error("generate", recipe)
+    assert os.listdir(tmp_path / "runs" / "tiny") == ["tokens"]
