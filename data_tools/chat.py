@@ -122,7 +122,7 @@ class ChatTemplate:
 
     def _text(self, conversation: Conversation, messages: list[Message], add_generation_prompt: bool = False) -> str:
         try:
-            return self._compiled.render(
+            text: str = self._compiled.render(
                 messages=messages,
                 tools=conversation.tools,
                 documents=None,
@@ -131,6 +131,7 @@ class ChatTemplate:
             )
         except (jinja2.TemplateError, TypeError) as error:
             raise RowError(f"the chat template refuses the conversation: {error}") from None
+        return text
 
     def _arguments(self, conversation: Conversation) -> dict[str, Any]:
         return {**self._context, **conversation.template_arguments}

@@ -11,7 +11,7 @@ _VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}")
 
 
 def expand_environment(text: str) -> str:
-    """Replace `${NAME}` and `${NAME:-default}` by the environment; a name that is not set and has no default is an error.
+    """Replace `${NAME}` and `${NAME:-default}` by the environment; a name that is not set needs a default.
 
     >>> os.environ.pop("SHARDTUNE_DOCTEST", None)
     >>> expand_environment("${SHARDTUNE_DOCTEST:-data}/chats.jsonl")

@@ -108,9 +108,7 @@ class DocumentMaker:
         except RowError as error:
             return error
 
-    def _write(
-        self, unit: WorkUnit, documents: list[Document], rows: list[int], rejects: list[Reject]
-    ) -> UnitRecord:
+    def _write(self, unit: WorkUnit, documents: list[Document], rows: list[int], rejects: list[Reject]) -> UnitRecord:
         shard = self.store / shard_name(unit.number)
         write_arrow(shard, self._shard_batch(unit, documents, rows))
         write_arrow(_index_path(self.store, unit.number), _index_batch(unit, documents))

@@ -1,9 +1,9 @@
 """Lengths → packs: best-fit decreasing on the histogram of lengths, over the whole data set at once.
 
-Sorting documents by length and giving each the fullest pack that still holds it is best-fit decreasing. Documents of one
-length are interchangeable, and so are packs with the same space left, so both are moved in groups: the work grows with
-the number of distinct lengths, not of documents (the idea of SPFHP, Krell and Kosec, arXiv 2107.02027; best fit keeps
-documents whole, "Fewer Truncations Improve Language Modeling", arXiv 2404.10830).
+Sorting documents by length and giving each the fullest pack that still holds it is best-fit decreasing. Documents of
+one length are interchangeable, and so are packs with the same space left, so both are moved in groups: the work grows
+with the number of distinct lengths, not of documents (the idea of SPFHP, Krell and Kosec, arXiv 2107.02027; best fit
+keeps documents whole, "Fewer Truncations Improve Language Modeling", arXiv 2404.10830).
 
     capacity 8, lengths [5 4 3 3 1]  →  [5 3] [4 3 1]
 """
@@ -25,12 +25,13 @@ class Packs:
         return len(self.offsets) - 1
 
     def __getitem__(self, pack: int) -> NDArray[np.int64]:
-        return self.documents[self.offsets[pack] : self.offsets[pack + 1]]
+        documents: NDArray[np.int64] = self.documents[self.offsets[pack] : self.offsets[pack + 1]]
+        return documents
 
     def sums(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
         """Add up a value of every document by pack."""
         totals = np.concatenate([[0], np.cumsum(values[self.documents], dtype=np.int64)])
-        return totals[self.offsets[1:]] - totals[self.offsets[:-1]]
+        return np.diff(totals[self.offsets])
 
 
 def pack_documents(lengths: NDArray[np.integer], capacity: int) -> Packs:

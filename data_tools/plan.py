@@ -4,8 +4,8 @@
            train.arrow       one row per pack: documents, tokens, trained, cost
            validation.arrow  the same for held-out documents
 
-A step is a set of `packs_per_step` packs. The ranks share it out among themselves, so step k trains on the same documents
-on 2 GPUs and on 2,000, and resuming takes one integer.
+A step is a set of `packs_per_step` packs. The ranks share it out among themselves, so step k trains on the same
+documents on 2 GPUs and on 2,000, and resuming takes one integer.
 """
 
 import hashlib
@@ -69,9 +69,7 @@ def make_plan(store: TokenStore, settings: PlanSettings, folder: Path) -> "PackP
     train = np.flatnonzero(fits & ~held_out)
     validation = np.flatnonzero(held_out)
     if not len(train):
-        raise UserError(
-            f"data.validation.fraction={settings.validation_fraction} leaves nothing to train on; lower it"
-        )
+        raise UserError(f"data.validation.fraction={settings.validation_fraction} leaves nothing to train on; lower it")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PLAN).unlink(missing_ok=True)
     files = {}
@@ -215,7 +213,7 @@ class PackTable:
 def share_out(packs: NDArray[np.int64], ranks: int, packs_per_micro_batch: int) -> NDArray[np.int64]:
     """Deal packs, sorted by cost, to micro-batches: shape [micro-steps, packs per micro-batch, ranks].
 
-    Neighbours in cost run at the same time, and every second row is dealt backwards, so ranks wait little for each other.
+    Neighbours in cost run at the same time, and every second row is dealt backwards: ranks wait little for each other.
     """
     dealt = packs.reshape(-1, packs_per_micro_batch, ranks).copy()
     dealt[:, 1::2] = dealt[:, 1::2, ::-1]

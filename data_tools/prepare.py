@@ -76,7 +76,9 @@ def _locked(store: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{store} is being prepared by another process; wait for it, or choose another store") from None
+            raise UserError(
+                f"{store} is being prepared by another process; wait for it, or choose another store"
+            ) from None
         yield
 
 
@@ -223,7 +225,7 @@ def _finish_store(
 
 def _vocab_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """Rows that an embedding needs: ids may have gaps."""
-    return max(tokenizer.get_vocab().values()) + 1
+    return int(max(tokenizer.get_vocab().values())) + 1
 
 
 def _totals(records: list[UnitRecord]) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def _resolve_path(config: SourceConfig) -> list[SourceFiles]:
     path = Path(str(config.path)).expanduser()
     if path.is_dir():
         return _resolve_folder(path, config)
-    files = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+    files = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 -- also absolute
     if not files:
         raise UserError(f"data.sources: no file or folder matches {path}; check the path, or the variable it uses")
     for file in files:

@@ -160,7 +160,8 @@ class TokenStore:
 
 def _list_item(column: pa.ListArray, row: int) -> NDArray[Any]:
     start, end = column.offsets[row].as_py(), column.offsets[row + 1].as_py()
-    return column.values[start:end].to_numpy()
+    item: NDArray[Any] = column.values[start:end].to_numpy()
+    return item
 
 
 def _running_totals(counts: Sequence[int] | Any) -> NDArray[np.int64]:

@@ -82,5 +82,3 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     backend.no_truncation()
     backend.no_padding()
     return hashlib.sha256(backend.to_str().encode()).hexdigest()
-
-

@@ -1,4 +1,4 @@
-"""One command, one function each: `shardtune prepare|plan|train|export|generate|report CONFIG|RUN`, and `quickstart`."""
+"""`shardtune quickstart`, and `shardtune prepare|plan|train|export|generate|report CONFIG|RUN`: a function each."""
 
 import argparse
 import json
@@ -79,7 +79,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         if name in ("quickstart", "plan", "train"):
             command.add_argument("--ranks", type=int, help="processes; by default one per GPU, without GPUs two")
     commands.choices["train"].add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
-    commands.choices["generate"].add_argument("--prompt", action="append", default=[], help="may be given several times")
+    commands.choices["generate"].add_argument(
+        "--prompt", action="append", default=[], help="may be given several times"
+    )
     options, rest = parser.parse_known_args(arguments)
     options.overrides = [argument for argument in rest if not argument.startswith("-")]
     if unknown := [argument for argument in rest if argument.startswith("-")]:

@@ -129,7 +129,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _explain(error: ValidationError) -> str:
     """The first problem in one line: the key, what is wrong, the nearest valid key."""
     # Where a value may be a name or a section, both are tried: the section's complaint is the one that helps.
-    first = min(error.errors(), key=lambda problem: (problem["type"] != "extra_forbidden", problem["type"] == "string_type"))
+    first = min(
+        error.errors(), key=lambda problem: (problem["type"] != "extra_forbidden", problem["type"] == "string_type")
+    )
     location = [part for part in first["loc"] if isinstance(part, int) or (part.islower() and part.isidentifier())]
     key = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":

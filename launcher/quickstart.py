@@ -37,8 +37,12 @@ def quickstart(config: RunConfig, console: Console, ranks: int) -> dict[str, Any
 def _last_screen(config: RunConfig, facts: dict[str, Any], console: Console, seconds: float) -> None:
     before = json.loads((config.folder / "samples" / "step-00000000.json").read_text(encoding="utf-8"))[0]
     after = facts["generate"]["answers"][0]
-    console.print(Panel(_shown(before["answer"]), title="before training: " + escape(before["prompt"]), title_align="left"))
-    console.print(Panel(_shown(after["answer"]), title="after training: " + escape(after["prompt"]), title_align="left"))
+    console.print(
+        Panel(_shown(before["answer"]), title="before training: " + escape(before["prompt"]), title_align="left")
+    )
+    console.print(
+        Panel(_shown(after["answer"]), title="after training: " + escape(after["prompt"]), title_align="left")
+    )
     folder = config.folder
     console.print(
         f"[bold green]Done in {seconds:.0f} s.[/] What was made:\n"

@@ -54,5 +54,7 @@ def summary(folder: Path) -> dict[str, Any]:
     return {
         "step": max((line["step"] for line in lines), default=0),
         "loss": next((line["loss"] for line in reversed(lines) if "loss" in line), None),
-        "validation_loss": next((line["validation_loss"] for line in reversed(lines) if "validation_loss" in line), None),
+        "validation_loss": next(
+            (line["validation_loss"] for line in reversed(lines) if "validation_loss" in line), None
+        ),
     }

@@ -1,4 +1,4 @@
-"""The stages of a run, one function each: run configuration in, a few facts out. Work is imported by the stage that does it."""
+"""The stages of a run, one function each: configuration in, facts out. Each imports its work when it runs."""
 
 import time
 from pathlib import Path

@@ -56,13 +56,18 @@ def packed_attention(
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
-        for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+        for q, k, v in zip(*(torch.split(tensor, lengths, 2) for tensor in (query, key, value)), strict=True)
     ]
     return torch.cat(attended, 2).transpose(1, 2).contiguous(), None
 
 
 def _varlen(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, borders: torch.Tensor, longest: int, scale: float | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    borders: torch.Tensor,
+    longest: int,
+    scale: float | None,
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
@@ -71,6 +76,7 @@ def _varlen(
     q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))  # [T, heads, head size]
     # A window that is open to the left and closed to the right is causal attention.
     attended = varlen_attn(q, k, v, borders, borders, longest, longest, window_size=(-1, 0), scale=scale)
+    assert isinstance(attended, torch.Tensor)  # not a pair: nothing more was asked for
     return attended[None]
 
 

@@ -1,13 +1,13 @@
 """Pack plan → what the model sees. Documents lie end to end; positions restart and no label crosses a border.
 
-    documents   A(3) B(2)
-    input_ids   [A A A B B]
-    positions   [0 1 2 0 1]
-    labels      [a a - b -]      the next token where it is trained, "-" = IGNORE
-    borders     [0 3 5]
+documents   A(3) B(2)
+input_ids   [A A A B B]
+positions   [0 1 2 0 1]
+labels      [a a - b -]      the next token where it is trained, "-" = IGNORE
+borders     [0 3 5]
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,13 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch in the memory of a device."""
-        tensors = (self.input_ids, self.labels, self.positions, self.borders)
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.longest, self.tokens)
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            labels=self.labels.to(device),
+            positions=self.positions.to(device),
+            borders=self.borders.to(device),
+        )
 
 
 def make_batch(store: TokenStore, table: PackTable, packs: NDArray[np.int64]) -> Batch:

@@ -6,8 +6,8 @@
         probe.pt                        some logits of the trained model, for exports to compare with
         commit.json                     written last: step, plan, ranks, and the size and sha256 of every file
 
-Everything is written in `step-00000200.partial`. Only when every rank has written and the record lists every file is the
-folder renamed. DeepSpeed's own `latest` file is not used: it moves before all ranks have written.
+Everything is written in `step-00000200.partial`. Only when every rank has written and the record lists every file is
+the folder renamed. DeepSpeed's own `latest` file is not used: it moves before all ranks have written.
 """
 
 import json
@@ -67,7 +67,9 @@ def commit_checkpoint(
     world.barrier()
     if world.is_main:
         torch.save(probe, partial / "probe.pt")
-        files = {str(path.relative_to(partial)): _describe(path) for path in sorted(partial.rglob("*")) if path.is_file()}
+        files = {
+            str(path.relative_to(partial)): _describe(path) for path in sorted(partial.rglob("*")) if path.is_file()
+        }
         write_json(partial / COMMIT, {**asdict(progress), "files": files})
         shutil.rmtree(final, ignore_errors=True)
         os.rename(partial, final)

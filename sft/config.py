@@ -72,7 +72,7 @@ class EvaluateConfig(Section):
 
     every: int | None = Field(None, ge=1)
     """Steps between evaluations; by default only the first and the last."""
-    samples: list[str] = ["What can you help me with?"]
+    samples: tuple[str, ...] = ("What can you help me with?",)
     """Prompts that are answered at each evaluation."""
     max_new_tokens: int = Field(64, ge=1)
     """The longest answer."""

@@ -27,7 +27,7 @@ STATE_FOLDER = "state"
 
 
 def deepspeed_settings(train: TrainConfig, dtype: torch.dtype, ranks: int) -> dict[str, Any]:
-    """DeepSpeed's configuration, with everything said that its defaults would decide otherwise from release to release."""
+    """DeepSpeed's configuration, saying what its defaults would decide differently from release to release."""
     return {
         "train_micro_batch_size_per_gpu": train.packs_per_micro_batch,
         "gradient_accumulation_steps": micro_batches_per_step(train, ranks),
@@ -44,7 +44,7 @@ def deepspeed_settings(train: TrainConfig, dtype: torch.dtype, ranks: int) -> di
 def start_engine(model: torch.nn.Module, train: TrainConfig, dtype: torch.dtype, world: World) -> DeepSpeedEngine:
     """Hand the model to DeepSpeed, which splits it over the ranks by the ZeRO stage."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # Its shared-memory collectives for CPUs are compiled at start: slow, and impossible without a compiler. gloo serves.
+    # Its shared-memory collectives for CPUs are compiled at start: slow, impossible without a compiler. gloo serves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     others = [parameter for parameter in model.parameters() if parameter.ndim < 2]  # norms and biases
@@ -85,9 +85,7 @@ def optimizer_step(
     correct = torch.zeros((), dtype=torch.int64, device=world.device)
     batches = [batch.to(world.device) for batch in batches]
     for batch in batches:
-        batch_loss, batch_correct = engine(
-            batch.input_ids, batch.labels, batch.positions, batch.borders, batch.longest
-        )
+        batch_loss, batch_correct = engine(batch.input_ids, batch.labels, batch.positions, batch.borders, batch.longest)
         engine.backward(batch_loss * world.size / trained_tokens, scale_wrt_gas=False)
         loss_sum += batch_loss.detach()
         correct += batch_correct
@@ -121,6 +119,7 @@ def consolidated_weights(folder: Path, zero_stage: int) -> dict[str, torch.Tenso
     if zero_stage > 0:
         # It reports in prints and bars.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            return get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=STATE_FOLDER)
+            weights: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=STATE_FOLDER)
+        return weights
     state = torch.load(folder / STATE_FOLDER / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
     return {name: tensor.float() for name, tensor in state["module"].items()}

@@ -1,6 +1,6 @@
 """Validation loss and sample answers of the model in training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,7 +42,12 @@ def validation_loss(engine: Any, store: TokenStore, plan: PackPlan, world: World
 
 @torch.no_grad()
 def sample_answers(
-    model: PackedCausalLM, tokenizer: Any, template: ChatTemplate, prompts: list[str], max_new_tokens: int, device: Any
+    model: PackedCausalLM,
+    tokenizer: Any,
+    template: ChatTemplate,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    device: Any,
 ) -> list[dict[str, str]]:
     """Answer prompts greedily. All ranks give the same answers, so under ZeRO-3 they go through the layers together."""
     with _plain_attention(model):
@@ -52,9 +57,7 @@ def sample_answers(
         ]
 
 
-def answer(
-    model: Any, tokenizer: Any, template: ChatTemplate, prompt: str, max_new_tokens: int, device: Any
-) -> str:
+def answer(model: Any, tokenizer: Any, template: ChatTemplate, prompt: str, max_new_tokens: int, device: Any) -> str:
     """One greedy answer to one user message, without the end-of-turn token."""
     text = template.prompt([{"role": "user", "content": prompt}])
     ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)], device=device)
@@ -96,7 +99,10 @@ def probe_logits(model: PackedCausalLM, store: TokenStore, device: torch.device)
     length = ids.shape[1]
     model.eval()
     logits = model.logits(
-        ids, torch.arange(length, device=device)[None], torch.tensor([0, length], dtype=torch.int32, device=device), length
+        ids,
+        torch.arange(length, device=device)[None],
+        torch.tensor([0, length], dtype=torch.int32, device=device),
+        length,
     )
     model.train()
     return {"input_ids": ids.cpu(), "logits": logits.float().cpu(), "dtype": logits.dtype}

@@ -1,5 +1,6 @@
 """Answers from an exported model, as plain transformers gives them."""
 
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from data_tools.tokenizer import load_tokenizer
 from sft.evaluate import answer
 
 
-def generate_answers(model_folder: Path, prompts: list[str], max_new_tokens: int, today: date) -> list[dict[str, str]]:
+def generate_answers(
+    model_folder: Path, prompts: Sequence[str], max_new_tokens: int, today: date
+) -> list[dict[str, str]]:
     """Answer every prompt greedily.
 
     Args:

@@ -5,12 +5,12 @@ tokens of the whole optimizer step (all ranks, all micro-batches; the plan knows
 
     loss = S · W / N          engine.backward(loss, scale_wrt_gas=False)
 
-DeepSpeed averages gradients over ranks, and W undoes that; `scale_wrt_gas=False` keeps it from dividing by the number of
-micro-batches. The gradient is then that of (ΣS) / N, one mean over all trained tokens, however they are spread. A
+DeepSpeed averages gradients over ranks, and W undoes that; `scale_wrt_gas=False` keeps it from dividing by the number
+of micro-batches. The gradient is then that of (ΣS) / N, one mean over all trained tokens, however they are spread. A
 micro-batch without trained tokens adds nothing.
 
-The head makes logits for trained positions only, some hundred at a time, and computes its gradients in the same pass:
-three matrix products on kept tokens, and never a [T, V] tensor (the idea of Liger's fused linear cross-entropy,
+The head makes logits for trained positions only, a chunk at a time, and computes its gradients in the same pass: three
+matrix products on kept tokens, and never a [T, V] tensor (the idea of Liger's fused linear cross-entropy,
 arXiv 2410.10989, without the positions whose loss is ignored).
 
     T tokens, K kept (trained) positions, H hidden size, V vocabulary
@@ -24,8 +24,8 @@ import torch.nn.functional as F
 
 from sft.batches import IGNORE
 
-CHUNK = 512
-"""Kept positions whose logits exist at the same time."""
+CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**28}
+"""Logits that exist at the same time: few enough for a CPU's caches, many enough to keep a GPU busy."""
 
 
 class TrainedTokensLoss(torch.autograd.Function):
@@ -40,17 +40,20 @@ class TrainedTokensLoss(torch.autograd.Function):
         correct = hidden.new_zeros((), dtype=torch.int64)
         hidden_grad = torch.empty_like(hidden) if with_gradient else None
         weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if with_gradient else None
-        for start in range(0, len(labels), CHUNK):
-            rows = slice(start, start + CHUNK)
+        chunk = max(16, CHUNK_LOGITS[weight.device.type] // len(weight))
+        for start in range(0, len(labels), chunk):
+            rows, label = slice(start, start + chunk), labels[start : start + chunk, None]
             logits = F.linear(hidden[rows], weight).float()  # [chunk, V]
-            log_sum = logits.logsumexp(-1, keepdim=True)
-            loss += (log_sum - logits.gather(1, labels[rows, None])).sum()
-            correct += (logits.argmax(-1) == labels[rows]).sum()
+            best = logits.max(-1, keepdim=True)
+            label_logit = logits.gather(1, label)
+            probabilities = torch.softmax(logits, -1)
+            # log Σ exp(logits), from the largest probability: it is at least 1 / V, so its logarithm is exact enough.
+            log_sum = best.values - probabilities.gather(1, best.indices).log()
+            loss += (log_sum - label_logit).sum()
+            correct += (best.indices == label).sum()
             if hidden_grad is not None and weight_grad is not None:
                 # d loss / d logits = softmax - one-hot
-                logits.sub_(log_sum).exp_()
-                logits.scatter_add_(1, labels[rows, None], -torch.ones_like(log_sum))
-                gradient = logits.to(weight.dtype)
+                gradient = probabilities.scatter_add_(1, label, -torch.ones_like(log_sum)).to(weight.dtype)
                 hidden_grad[rows] = gradient @ weight
                 weight_grad.addmm_(gradient.t().float(), hidden[rows].float())
         ctx.gradients = (hidden_grad, weight_grad)
@@ -58,7 +61,7 @@ class TrainedTokensLoss(torch.autograd.Function):
         return loss, correct
 
     @staticmethod
-    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         """Scale the gradients that forward kept."""
         hidden_grad, weight_grad = ctx.gradients
         ctx.gradients = None

@@ -12,7 +12,7 @@ from sft.loss import install_loss_head
 
 
 class PackedCausalLM(torch.nn.Module):
-    """A causal language model that takes packed rows and returns (sum of losses, number of tokens predicted rightly)."""
+    """A causal language model that takes packed rows and returns (sum of losses, number of right tokens)."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()

@@ -48,7 +48,9 @@ class TrainingRun:
             checkpoint=CheckpointConfig(**sections["checkpoint"]),
         )
         if run.plan.facts["store"] != run.store.fingerprint:
-            raise UserError(f"{folder / 'plan'} was planned for another token store; run `shardtune plan {folder}` again")
+            raise UserError(
+                f"{folder / 'plan'} was planned for another token store; run `shardtune plan {folder}` again"
+            )
         return run
 
     @property

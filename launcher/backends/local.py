@@ -41,7 +41,7 @@ def run_ranks(folder: Path, ranks: int, resuming: bool, while_running: Callable[
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(ranks):
-            files.append(open(logs / f"rank-{rank}.log", "ab" if resuming else "wb"))
+            files.append((logs / f"rank-{rank}.log").open("ab" if resuming else "wb"))
             processes.append(
                 subprocess.Popen(
                     command,

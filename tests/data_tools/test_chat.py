@@ -77,7 +77,7 @@ def test_a_template_whose_end_of_turn_is_not_learnt_is_refused() -> None:
         "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
         "{% else %}{{ m.content }}{% endif %}{{ '<end>\n' }}{% endfor %}"
     )
-    with pytest.raises(RowError, match="<end>.* would never stop"):
+    with pytest.raises(RowError, match=r"<end>.* would never stop"):
         template(endless).render(TWO_TURNS)
 
 

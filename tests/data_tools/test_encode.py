@@ -38,9 +38,7 @@ def test_any_text_keeps_its_ids_and_its_mask(parts: list[tuple[str, str]]) -> No
     assert TOKENIZER.decode(learnt) == "".join(text[start:end] for start, end in spans)
 
 
-@pytest.mark.parametrize(
-    ("runs", "trained"), [([3, 2], 2), ([0, 3], 2), ([4], 0), ([0, 1], 0), ([1, 2, 3, 4, 1], 6)]
-)
+@pytest.mark.parametrize(("runs", "trained"), [([3, 2], 2), ([0, 3], 2), ([4], 0), ([0, 1], 0), ([1, 2, 3, 4, 1], 6)])
 def test_trained_counts_labels(runs: list[int], trained: int) -> None:
     assert Document(np.zeros(sum(runs), np.int32), np.array(runs, np.int32)).trained == trained
 

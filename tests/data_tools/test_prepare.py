@@ -18,6 +18,7 @@ from data_tools.config import DataConfig
 from data_tools.documents import DocumentMaker
 from data_tools.errors import UserError
 from data_tools.prepare import prepare
+from data_tools.sources import resolve_sources, work_units
 from data_tools.store import TokenStore
 from tests.conftest import chats, write_jsonl
 
@@ -115,7 +116,11 @@ def test_every_row_is_in_the_store_or_in_the_rejects(tmp_path: Path) -> None:
     assert (totals["rows_in"], totals["rows_out"], totals["rejected"], totals["dropped"]) == (11, 8, 3, 0)
     rejects = [json.loads(line) for line in (tmp_path / "tokens" / "rejects.jsonl").read_text().splitlines()]
     assert [(reject["file"], reject["row"]) for reject in rejects] == [(str(file), 2), (str(file), 5), (str(file), 10)]
-    assert [reject["reason"][:18] for reject in rejects] == ["no assistant turn:", "no `messages` colu", "not JSON: Expectin"]
+    assert [reject["reason"][:18] for reject in rejects] == [
+        "no assistant turn:",
+        "no `messages` colu",
+        "not JSON: Expectin",
+    ]
 
 
 def test_no_document_at_all_is_an_error_with_the_reasons(tmp_path: Path) -> None:
@@ -142,8 +147,8 @@ def test_two_preparations_of_one_store_do_not_meet(data_config: DataConfig, tmp_
 
 def test_a_unit_is_a_pure_function_of_its_rows(store: TokenStore, data_config: DataConfig, tmp_path: Path) -> None:
     """Made last instead of first, by a maker that made others before: the same shard."""
-    sources = driver.resolve_sources(data_config.sources, tmp_path)
-    units = driver.work_units(sources, data_config.rows_per_shard)
+    sources = resolve_sources(data_config.sources, tmp_path)
+    units = work_units(sources, data_config.rows_per_shard)
     shutil.copytree(store.folder / "tokenizer", tmp_path / "tokenizer")
     (tmp_path / "shards").mkdir()
     (tmp_path / "units").mkdir()

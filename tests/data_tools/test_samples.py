@@ -12,7 +12,9 @@ def test_the_documentation_makes_thousands_of_chats() -> None:
         to_conversation({"messages": chat})
     by_question = {chat[0]["content"]: chat for chat in chats}
     join = next(chat for question, chat in by_question.items() if "`textwrap.dedent`" in question)
-    assert join[1]["content"].startswith("`textwrap.dedent` is a function of the module `textwrap`.\n\nRemove any common leading")
+    assert join[1]["content"].startswith(
+        "`textwrap.dedent` is a function of the module `textwrap`.\n\nRemove any common leading"
+    )
     assert join[3]["content"] == "`textwrap.dedent` is called as `dedent(text)`."
 
 

@@ -1,7 +1,6 @@
 """The commands on a real run: two DeepSpeed ranks, real files, nothing replaced."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -49,7 +48,9 @@ def losses(run: Path) -> list[str]:
 def test_every_stage_from_chats_to_answers(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "tiny"
     prepared = shardtune("prepare", recipe)
-    assert {"store", "rows_in", "rows_out", "rejected", "dropped", "tokens", "trained_tokens", "seconds"} <= set(prepared)
+    assert {"store", "rows_in", "rows_out", "rejected", "dropped", "tokens", "trained_tokens", "seconds"} <= set(
+        prepared
+    )
     assert (prepared["rows_in"], prepared["rows_out"]) == (200, 200)
     planned = shardtune("plan", recipe, "--ranks", 2)
     assert {"plan", "packs", "fill", "steps_per_epoch", "imbalance"} <= set(planned)
@@ -81,11 +82,13 @@ def test_every_stage_from_chats_to_answers(recipe: Path, tmp_path: Path) -> None
 def plain_transformers_answers(model: Path) -> None:
     """A process that knows nothing of shardtune loads the folder and answers."""
     script = (
-        "import sys, torch\n"
+        "import sys\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        "model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
         "chat = [{'role': 'user', 'content': 'Hi'}]\n"
-        "inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors='pt', return_dict=True)\n"
+        "form = dict(return_tensors='pt', return_dict=True)\n"
+        "inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, **form)\n"
         "output = model.generate(**inputs, max_new_tokens=5, do_sample=False)\n"
         "assert output.shape[1] > inputs['input_ids'].shape[1]\n"
         "assert not {'data_tools', 'sft', 'launcher'} & set(sys.modules)\n"
@@ -167,4 +170,4 @@ def test_mistakes_before_training(recipe: Path, tmp_path: Path, capsys: pytest.C
     assert "max_length=8 is shorter than every document" in error("plan", recipe, "data.max_length=8", "--ranks", 1)
     assert "made with data.template_date=2025-01-01" in error("plan", recipe, "data.template_date=2026-01-01")
     assert "no exported model" in error("generate", recipe)
-    assert os.listdir(tmp_path / "runs" / "tiny") == ["tokens"]
+    assert [path.name for path in (tmp_path / "runs" / "tiny").iterdir()] == ["tokens"]

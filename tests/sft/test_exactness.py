@@ -19,7 +19,6 @@ def gradient_errors(world: World, store: str, plan: str, stage: int) -> dict[str
     """Relative error of the gradient (seen as an SGD update) and of the loss, for tied and untied embeddings."""
     import deepspeed
 
-    from sft import engine as engine_module
     from sft.batches import IGNORE, make_batch
     from sft.config import TrainConfig
     from sft.engine import optimizer_step, start_engine
@@ -29,7 +28,7 @@ def gradient_errors(world: World, store: str, plan: str, stage: int) -> dict[str
     def sgd(groups: Any, lr: float, **_: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=lr)
 
-    engine_module.torch.optim.AdamW = sgd  # type: ignore[assignment,misc]  # whose update shows the gradient itself
+    torch.optim.AdamW = sgd  # type: ignore[assignment,misc]  # whose update shows the gradient itself
     tokens, packs = TokenStore(Path(store)), PackPlan(Path(plan))
     train = TrainConfig.model_validate(
         {"packs_per_step": 6, "learning_rate": LEARNING_RATE, "max_grad_norm": 1e9, "zero": {"stage": stage}}
@@ -48,7 +47,7 @@ def gradient_errors(world: World, store: str, plan: str, stage: int) -> dict[str
 
         documents = documents_of(packs.train, [int(p) for p in packs.packs_of_step(step) if p != NO_PACK])
         expected = torch.stack([loss_alone(reference, tokens, number) for number in documents]).sum()
-        (expected / size.trained_tokens).backward()  # type: ignore[no-untyped-call]
+        (expected / size.trained_tokens).backward()
         gradients = {name: parameter.grad for name, parameter in reference.named_parameters()}
         largest = max(float(gradient.abs().max()) for gradient in gradients.values())
         error = abs(loss_sum / expected.item() - 1)

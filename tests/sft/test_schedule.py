@@ -35,5 +35,5 @@ def test_packs_must_be_shared_out_evenly() -> None:
     assert micro_batches_per_step(train, ranks=2) == 3
     with pytest.raises(UserError, match=r"not a multiple of 4 ranks × 2 packs per micro-batch; set it to 8 or 16"):
         micro_batches_per_step(train, ranks=4)
-    with pytest.raises(UserError, match="set it to 16$"):
+    with pytest.raises(UserError, match=r"set it to 16$"):
         micro_batches_per_step(train, ranks=8)
