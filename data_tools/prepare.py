@@ -22,6 +22,7 @@ from data_tools.chat import ChatTemplate
 from data_tools.config import DataConfig, TokenizerTraining
 from data_tools.documents import DocumentMaker, UnitRecord, read_record, read_unit_index
 from data_tools.errors import RowError, UserError
+from data_tools.formats import to_conversation
 from data_tools.samples import write_python_docs
 from data_tools.sources import SourceFiles, WorkUnit, read_rows, resolve_sources, work_units
 from data_tools.store import (
@@ -98,8 +99,11 @@ def _tokenizer(config: DataConfig, units: list[WorkUnit]) -> PreTrainedTokenizer
 def _texts(units: list[WorkUnit]) -> Iterator[str]:
     for unit in units:
         for row in read_rows(unit):
-            if not isinstance(row, RowError) and isinstance(row.get("messages"), list):
-                yield from (message["content"] for message in row["messages"] if message.get("content"))
+            try:
+                messages = [] if isinstance(row, RowError) else to_conversation(row).messages
+            except RowError:
+                continue  # will be a reject, with its reason
+            yield from (message["content"] for message in messages if "content" in message)
 
 
 def _settings(config: DataConfig, sources: list[SourceFiles], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

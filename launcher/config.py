@@ -46,6 +46,8 @@ def load_run(name: str, overrides: list[str]) -> RunConfig:
     """
     path = _find(name)
     values = _read_yaml(path)
+    if path.name == RUN_FILE:
+        values["runs"] = str(path.parent.parent)  # a run that was moved is where it is
     for override in overrides:
         _apply(values, override)
     try:

@@ -1,12 +1,15 @@
 """What a run's folder says about the run, for the commands that start and follow it."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from data_tools.errors import UserError
+from data_tools.plan import PLAN, PlanSettings
+from data_tools.store import TokenStore
 from launcher.config import RUN_FILE, RunConfig
 from sft.record import STATUS, read_metrics
 
@@ -27,6 +30,7 @@ def check_may_start(config: RunConfig, resuming: bool) -> None:
         raise UserError(
             f"{config.folder} already has {newest.parent.name}; go on with --resume, or start another with name=NAME"
         )
+    _check_plan(config)
     before = yaml.safe_load((config.folder / RUN_FILE).read_text(encoding="utf-8"))
     now = config.model_dump(mode="json")
     for section in ("model", "train"):
@@ -36,6 +40,20 @@ def check_may_start(config: RunConfig, resuming: bool) -> None:
                     f"{config.folder} was started with {section}.{key}={before[section].get(key)}, not {value}; "
                     f"resume with the same, or start another run with name=NAME"
                 )
+
+
+def _check_plan(config: RunConfig) -> None:
+    """A checkpoint goes on with the plan that it was made with."""
+    facts = json.loads((config.folder / "plan" / PLAN).read_text(encoding="utf-8"))
+    now = asdict(PlanSettings.of(config.data, config.train.packs_per_step, config.train.seed))
+    for key, value in now.items():
+        if facts["settings"][key] != value:
+            raise UserError(
+                f"{config.folder} was planned with {key}={facts['settings'][key]}, not {value}; "
+                f"resume with the same, or start another run with name=NAME"
+            )
+    if facts["store"] != TokenStore(config.store).fingerprint:
+        raise UserError(f"{config.folder} was trained on another token store than {config.store}; use its own")
 
 
 def _same(before: Any, now: Any) -> bool:

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from data_tools.errors import UserError
 from launcher.config import RunConfig, save_run
 from launcher.run_folder import check_may_start, read_status, summary
-from sft.record import read_metrics
+from sft.record import STATUS, read_metrics
 
 
 def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -92,6 +92,7 @@ def train_stage(config: RunConfig, console: Console, ranks: int, resuming: bool)
     started = time.perf_counter()
     check_may_start(config, resuming)
     plan_stage(config, console, ranks)
+    (config.folder / STATUS).unlink(missing_ok=True)
     with _progress(console, "steps") as progress:
         task = progress.add_task(f"starting {ranks} ranks", total=None)
         run_ranks(config.folder, ranks, resuming, lambda: _show_training(progress, task, config.folder))

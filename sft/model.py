@@ -81,7 +81,10 @@ def load_model(
     torch.manual_seed(seed)
     model_config = load_config(config, tokenizer, vocab_size)
     if config.path is not None:
-        model = AutoModelForCausalLM.from_pretrained(config.path, config=model_config, dtype=dtype)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(config.path, config=model_config, dtype=dtype)
+        except (OSError, ValueError) as error:
+            raise UserError(f"model.path: cannot load {config.path}: {str(error).splitlines()[0]}") from None
     else:
         model = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
     _refuse_unsupported_head(model)
