@@ -52,7 +52,7 @@ def _last_screen(config: RunConfig, facts: dict[str, Any], console: Console, sec
         f"  {folder}/metrics.jsonl  every step\n"
         f"Try next:\n"
         f"  shardtune generate {folder} --prompt 'What is `json.loads` for?'\n"
-        f"  shardtune train {folder} name=longer train.max_steps=400\n"
+        f"  shardtune train {folder} name=longer train.max_steps=1000\n"
         f"  shardtune prepare my.yaml   # copy {Path(RECIPE)} and name your own data"
     )
 

@@ -63,7 +63,7 @@ def plan_stage(config: RunConfig, console: Console, ranks: int) -> dict[str, Any
     }
     console.print(
         f"[green]planned[/] {facts['packs']:,} packs of {config.data.max_length:,} tokens, {plan.fill:.1%} full, "
-        f"{plan.steps_per_epoch:,} steps an epoch, {ranks} ranks idle {facts['imbalance']:.1%} of the time"
+        f"{plan.steps_per_epoch:,} steps an epoch, attention work {facts['imbalance']:.1%} uneven over {ranks} ranks"
     )
     if plan.facts["too_long"]:
         console.print(
