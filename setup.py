@@ -6,8 +6,14 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent
 
-PREPARE = ["datasets>=5.2,<6", "ray>=2.60,<3", "sentencepiece>=0.2.3,<0.3", "transformers>=5.23,<6"]
-TRAIN = ["deepspeed>=0.19.8,<0.20", "matplotlib>=3.10,<4", "torch>=2.13,<3", "transformers>=5.23,<6"]
+PREPARE = ["datasets>=5.2,<6", "jinja2>=3.1.6,<4", "ray>=2.60,<3", "sentencepiece>=0.2.3,<0.3", "transformers>=5.23,<6"]
+TRAIN = [
+    "deepspeed>=0.19.8,<0.20",
+    "jinja2>=3.1.6,<4",
+    "matplotlib>=3.10,<4",
+    "torch>=2.13,<3",
+    "transformers>=5.23,<6",
+]
 LAUNCH = ["rich>=14,<16"]
 DEV = ["hypothesis>=6.130,<7", "mypy>=1.18,<3", "pytest>=9,<10", "ruff>=0.14,<1", "types-PyYAML>=6"]
 

@@ -25,6 +25,10 @@ Span = tuple[int, int]
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
+_TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a template, which is a small program, may raise on a row that it was not written for."""
+
+
 @dataclass(frozen=True)
 class RenderedChat:
     """The whole conversation as the model sees it, and the parts it learns, in order and apart."""
@@ -67,8 +71,17 @@ class ChatTemplate:
         return RenderedChat(text, spans)
 
     def prompt(self, messages: list[Message], **arguments: Any) -> str:
-        """Render messages followed by the header of the assistant's next turn."""
-        return self._text(Conversation(messages, template_arguments=arguments), messages, add_generation_prompt=True)
+        """Render messages followed by the header of the assistant's next turn.
+
+        Raises:
+            UserError: the template refuses them.
+        """
+        try:
+            return self._text(
+                Conversation(messages, template_arguments=arguments), messages, add_generation_prompt=True
+            )
+        except RowError as error:
+            raise UserError(f"cannot ask {messages[-1]['content'][:60]!r}: {error}") from None
 
     def _render_tagged(self, conversation: Conversation) -> tuple[str, list[Span]]:
         try:
@@ -80,7 +93,8 @@ class ChatTemplate:
                 add_generation_prompt=False,
                 **self._arguments(conversation),
             )
-        except (jinja2.TemplateError, TypeError) as error:
+            text.encode()  # half of a surrogate pair is valid JSON, but no text
+        except _TEMPLATE_ERRORS as error:
             raise RowError(f"the chat template refuses the conversation: {error}") from None
         return text, spans
 
@@ -108,12 +122,15 @@ class ChatTemplate:
         return len(through)
 
     def _prove(self, conversation: Conversation, text: str, spans: list[Span]) -> None:
-        """Every answer is inside the trained text, and the end of the last one is, or the row is refused."""
+        """Every answer is inside the trained text, in order, and the end of the last one is, or the row is refused."""
         trained = "".join(text[start:end] for start, end in spans)
+        position = 0
         for number, message in enumerate(conversation.messages):
-            answer = message.get("content", "").strip()
-            if message["role"] == "assistant" and answer not in trained:
-                raise RowError(f"the trained text does not contain the answer of message {number}")
+            if message["role"] == "assistant":
+                answer = message.get("content", "").strip()
+                position = trained.find(answer, position) + len(answer)
+                if position < len(answer):
+                    raise RowError(f"the trained text does not contain the answer of message {number}")
         if not spans:
             raise RowError("nothing to learn: the template renders no answer")
         start, end = spans[-1]
@@ -129,7 +146,8 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self._arguments(conversation),
             )
-        except (jinja2.TemplateError, TypeError) as error:
+            text.encode()  # half of a surrogate pair is valid JSON, but no text
+        except _TEMPLATE_ERRORS as error:
             raise RowError(f"the chat template refuses the conversation: {error}") from None
         return text
 

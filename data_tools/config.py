@@ -3,7 +3,8 @@
 import os
 import re
 from datetime import date
-from typing import Annotated, Literal
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -11,7 +12,7 @@ _VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}")
 
 
 def expand_environment(text: str) -> str:
-    """Replace `${NAME}` and `${NAME:-default}` by the environment; a name that is not set needs a default.
+    """Replace `${NAME}`, `${NAME:-default}` and a leading `~`; a name that is not set needs a default.
 
     >>> os.environ.pop("SHARDTUNE_DOCTEST", None)
     >>> expand_environment("${SHARDTUNE_DOCTEST:-data}/chats.jsonl")
@@ -25,7 +26,7 @@ def expand_environment(text: str) -> str:
             raise ValueError(f"the environment variable {name} is not set; set it or write ${{{name}:-default}}")
         return found
 
-    return _VARIABLE.sub(value, text)
+    return os.path.expanduser(_VARIABLE.sub(value, text))  # noqa: PTH111 -- a glob or a URI must stay as it is
 
 
 Location = Annotated[str, AfterValidator(expand_environment)]
@@ -90,7 +91,18 @@ class DataConfig(Section):
     too_long: Literal["drop", "error"] = "drop"
     """What happens to documents of more than `max_length` tokens."""
     validation: ValidationConfig = ValidationConfig()
-    actors: int | Literal["auto"] = "auto"
-    """Ray actors that tokenize; 0 works in this process; auto: 0 for a few thousand rows, else one per core."""
+    actors: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Ray actors that tokenize; 0 works in this process; auto: 0 for a few thousand rows, else one per CPU."""
     rows_per_shard: int = Field(2048, ge=1)
     """Rows of a source in one unit of work; each unit becomes one shard."""
+
+    def asked(self) -> dict[str, Any]:
+        """What decides the tokens, as it was asked for: without folders, which differ from machine to machine."""
+        values = self.model_dump(
+            mode="json", include={"sources", "tokenizer", "chat_template", "template_date", "train_on"}
+        )
+        for place in (values, *values["sources"]):
+            for key in ("path", "tokenizer", "chat_template"):
+                if isinstance(place.get(key), str):
+                    place[key] = PurePath(place[key]).name
+        return values

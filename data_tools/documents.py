@@ -18,7 +18,7 @@ from data_tools.errors import RowError
 from data_tools.formats import to_conversation
 from data_tools.sources import Row, WorkUnit, read_rows
 from data_tools.store import INDEX_SCHEMA, file_digest, shard_name, shard_schema, write_arrow, write_json
-from data_tools.tokenizer import load_tokenizer
+from data_tools.tokenizer import load_tokenizer, vocabulary_size
 
 _ROWS_AT_ONCE = 512
 
@@ -64,7 +64,7 @@ class DocumentMaker:
         tokenizer = load_tokenizer(str(store / "tokenizer"))
         self.template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens_map, template_date)
         self.encoder = Encoder(tokenizer)
-        self.schema = shard_schema(max(tokenizer.get_vocab().values()) + 1)
+        self.schema = shard_schema(vocabulary_size(tokenizer))
 
     def make_shard(self, unit: WorkUnit) -> UnitRecord:
         """Read, render, encode and write one unit; finished units are left as they are."""

@@ -177,7 +177,7 @@ class PackPlan:
         return [row[row != NO_PACK] for row in rows]
 
     def imbalance(self, ranks: int, packs_per_micro_batch: int) -> float:
-        """How uneven attention work is over ranks, in the first epoch: 1 - mean / max of every micro-step, by weight."""
+        """How uneven attention work is over ranks, in the first epoch: 1 - mean / max over micro-steps, by weight."""
         costs = np.concatenate([self.train.cost, [0]])  # NO_PACK costs nothing
         slowest = total = 0
         for step in range(self.steps_per_epoch):

@@ -33,11 +33,12 @@ from data_tools.store import (
     file_digest,
     shard_name,
     write_arrow,
-    write_atomically,
     write_json,
+    write_text,
 )
-from data_tools.tokenizer import load_tokenizer, tokenizer_digest, train_tokenizer
+from data_tools.tokenizer import load_tokenizer, tokenizer_digest, train_tokenizer, vocabulary_size
 
+LOCK = ".lock"
 IN_PROCESS_ROWS = 8_000
 """Below this many rows, starting Ray takes longer than the work."""
 
@@ -56,7 +57,7 @@ def prepare(config: DataConfig, store: Path, on_unit: OnUnit = lambda record, to
     Raises:
         UserError: an input is missing or empty, no row became a document, or the store belongs to other settings.
     """
-    store.mkdir(parents=True, exist_ok=True)
+    _claim(store)
     with _locked(store):
         sources = _sources(config, store)
         units = work_units(sources, config.rows_per_shard)
@@ -67,13 +68,23 @@ def prepare(config: DataConfig, store: Path, on_unit: OnUnit = lambda record, to
             return _reopen(store, settings, fingerprint)
         _start_store(store, tokenizer, config, units, fingerprint)
         records = _make_shards(config, store, units, fingerprint, on_unit)
-        return _finish_store(store, sources, settings, fingerprint, records, _vocab_size(tokenizer))
+        return _finish_store(store, sources, {"asked": config.asked(), "settings": settings}, records, tokenizer)
+
+
+def _claim(store: Path) -> None:
+    """Make the folder; what is there already must be a store, finished or not: leftovers in it will be deleted."""
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        if any(store.iterdir()) and not (store / LOCK).exists():
+            raise UserError(f"data.store: {store} is not empty and no token store; choose a new folder")
+    except OSError as error:
+        raise UserError(f"data.store: cannot use {store}: {error.strerror}; choose another folder") from None
 
 
 @contextmanager
 def _locked(store: Path) -> Iterator[None]:
     """One preparation of a store at a time."""
-    with open(store / ".lock", "w") as lock:
+    with open(store / LOCK, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -112,6 +123,7 @@ def _settings(config: DataConfig, sources: list[SourceFiles], tokenizer: PreTrai
         "format_version": FORMAT_VERSION,
         "tokenizer": tokenizer_digest(tokenizer),
         "chat_template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+        "special_tokens": tokenizer.special_tokens_map,
         "template_date": config.template_date.isoformat(),
         "train_on": config.train_on,
         "rows_per_shard": config.rows_per_shard,
@@ -161,7 +173,7 @@ def _make_shards(
     rows = sum(unit.rows for unit in units)
     actors = config.actors
     if actors == "auto":
-        actors = 0 if rows < IN_PROCESS_ROWS else (os.cpu_count() or 1)
+        actors = 0 if rows < IN_PROCESS_ROWS else len(units)
     arguments = (store.absolute(), fingerprint, config.template_date)
     made = _on_ray(arguments, units, actors) if actors else _in_process(arguments, units)
     records = []
@@ -184,12 +196,16 @@ def _on_ray(arguments: tuple[Any, ...], units: list[WorkUnit], actors: int) -> I
     import ray
     from ray.util import ActorPool
 
-    local = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": max(actors, os.cpu_count() or 1)}
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", configure_logging=True, **local)
     try:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        # An actor that finds no CPU would wait for ever with a unit in its hands.
+        fitting = min(actors, len(units), int(ray.cluster_resources()["CPU"]))
         remote_maker = ray.remote(num_cpus=1, max_restarts=4, max_task_retries=4)(DocumentMaker)
-        pool = ActorPool([remote_maker.remote(*arguments) for _ in range(min(actors, len(units)))])
+        pool = ActorPool([remote_maker.remote(*arguments) for _ in range(fitting)])
         yield from pool.map_unordered(lambda maker, unit: maker.make_shard.remote(unit), units)
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"Ray gave up: {reason}; the same command goes on, data.actors=0 does without Ray") from error
     finally:
         ray.shutdown()
 
@@ -198,9 +214,8 @@ def _finish_store(
     store: Path,
     sources: list[SourceFiles],
     settings: dict[str, Any],
-    fingerprint: str,
     records: list[UnitRecord],
-    vocab_size: int,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> TokenStore:
     _write_rejects(store / "rejects.jsonl", records)
     if not any(record.documents for record in records):
@@ -209,9 +224,9 @@ def _finish_store(
     write_arrow(store / "index.arrow", index.combine_chunks().to_batches()[0])
     manifest = {
         "format_version": FORMAT_VERSION,
-        "fingerprint": fingerprint,
-        "settings": settings,
-        "vocab_size": vocab_size,
+        "fingerprint": records[0].fingerprint,
+        **settings,
+        "vocab_size": vocabulary_size(tokenizer),
         "sources": [
             {"name": source.name, **_totals([record for record in records if record.source == number])}
             for number, source in enumerate(sources)
@@ -225,11 +240,6 @@ def _finish_store(
     write_json(store / MANIFEST, manifest)
     shutil.rmtree(store / "units")
     return TokenStore(store)
-
-
-def _vocab_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Rows that an embedding needs: ids may have gaps."""
-    return int(max(tokenizer.get_vocab().values())) + 1
 
 
 def _totals(records: list[UnitRecord]) -> dict[str, Any]:
@@ -250,11 +260,7 @@ def _write_rejects(path: Path, records: list[UnitRecord]) -> None:
     lines = "".join(
         json.dumps(asdict(reject), ensure_ascii=False) + "\n" for record in records for reject in record.rejects
     )
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(lines, encoding="utf-8")
-
-    write_atomically(path, write)
+    write_text(path, lines)
 
 
 def _top_reasons(records: list[UnitRecord]) -> str:

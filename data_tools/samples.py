@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.store import write_atomically
+from data_tools.store import write_text
 
 _SKIPPED = {"test", "tests", "idle_test", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo"}
 _C_MODULES = (
@@ -47,17 +47,11 @@ class _Subject:
     """The text between the parentheses of a call, where it is known."""
 
 
-def write_python_docs(path: Path) -> int:
-    """Write the sample as JSONL with `messages`, the same on every machine with the same Python; return its rows."""
-    chats = list(python_docs())
-    lines = "".join(json.dumps({"messages": chat}, ensure_ascii=False) + "\n" for chat in chats)
+def write_python_docs(path: Path) -> None:
+    """Write the sample as JSONL with `messages`, the same on every machine with the same Python."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda temporary: _write(temporary, lines))
-    return len(chats)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    chats = (json.dumps({"messages": chat}, ensure_ascii=False) + "\n" for chat in python_docs())
+    write_text(path, "".join(chats))
 
 
 def python_docs() -> Iterator[list[dict[str, str]]]:

@@ -27,6 +27,8 @@ _FORMATS = {
     ".arrow": "arrow",
 }
 
+_REST = "\0 fields without a column"
+
 Row = dict[str, Any] | RowError
 """What a file holds at one row: its columns, or why it cannot be read."""
 
@@ -75,16 +77,20 @@ def resolve_sources(configs: list[SourceConfig], sample_file: Path) -> list[Sour
 
 
 def _resolve_path(config: SourceConfig) -> list[SourceFiles]:
-    path = Path(str(config.path)).expanduser()
+    path = Path(str(config.path))
     if path.is_dir():
         return _resolve_folder(path, config)
     files = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 -- also absolute
     if not files:
         raise UserError(f"data.sources: no file or folder matches {path}; check the path, or the variable it uses")
+    return [_source(path.stem, files)]
+
+
+def _source(name: str, files: list[Path]) -> SourceFiles:
     for file in files:
         if file.suffix.lower() not in _FORMATS:
             raise UserError(f"data.sources: {file} is none of {', '.join(sorted(_FORMATS))}; convert or rename it")
-    return [SourceFiles(path.stem, tuple(files))]
+    return SourceFiles(name, tuple(sorted(files)))
 
 
 def _resolve_folder(folder: Path, config: SourceConfig) -> list[SourceFiles]:
@@ -105,7 +111,7 @@ def _resolve_folder(folder: Path, config: SourceConfig) -> list[SourceFiles]:
     else:
         known = ", ".join(sorted(data_files)) or "none"
         raise UserError(f"data.sources: {folder} has no split {config.split!r}; give `all` or one of: {known}")
-    return [SourceFiles(split, tuple(sorted(Path(str(file)) for file in data_files[split]))) for split in splits]
+    return [_source(split, [Path(str(file)) for file in data_files[split]]) for split in splits]
 
 
 def work_units(sources: list[SourceFiles], rows_per_shard: int) -> list[WorkUnit]:
@@ -240,9 +246,11 @@ def _read_arrow_file(file: Path) -> pa.Table:
         return pa.ipc.open_stream(mapped).read_all()
 
 
-def _read_csv(file: Path) -> list[dict[str, Any]]:
-    with open(file, encoding="utf-8", newline="") as text:
-        return list(csv.DictReader(text))
+def _read_csv(file: Path) -> list[Row]:
+    csv.field_size_limit(2**31 - 1)
+    with open(file, encoding="utf-8-sig", newline="") as text:
+        rows = csv.DictReader(text, restkey=_REST)
+        return [RowError("more fields than columns") if _REST in row else row for row in rows]
 
 
 def _read_json_array(file: Path) -> list[Any]:

@@ -36,9 +36,11 @@ def load_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTok
     """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # the tokenizers library raises plain Exceptions
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"data.tokenizer: cannot load {name}: {reason} Give a folder with tokenizer.json.") from None
+    if not tokenizer.is_fast:
+        raise UserError(f"data.tokenizer: {name} has no fast form (tokenizer.json); save it in its fast form first")
     if chat_template is not None:
         try:
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
@@ -82,3 +84,8 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     backend.no_truncation()
     backend.no_padding()
     return hashlib.sha256(backend.to_str().encode()).hexdigest()
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows that an embedding needs: ids may have gaps."""
+    return int(max(tokenizer.get_vocab().values())) + 1

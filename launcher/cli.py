@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 from typing import Any
 
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from data_tools.errors import UserError
 from launcher import stages
-from launcher.backends.local import default_ranks
+from launcher.backends.local import check_ranks, default_ranks
 from launcher.config import RunConfig, load_run
 from launcher.environment import quiet_libraries
 from launcher.quickstart import RECIPE, quickstart
@@ -27,6 +28,8 @@ _STAGES = {
 def main(arguments: list[str] | None = None) -> int:
     """The `shardtune` command; returns the exit code."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
+    for signal_number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signal_number, _leave)  # by an exception, so that ranks are stopped on the way out
     console = Console(stderr=options.json, soft_wrap=True)
     quiet_libraries()
     try:
@@ -38,11 +41,22 @@ def main(arguments: list[str] | None = None) -> int:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; what was finished is kept, give the same command to go on", file=sys.stderr)
+        how = "train RUN --resume goes on from the newest checkpoint, prepare CONFIG where it was"
+        print(f"interrupted; {how}", file=sys.stderr)
         return 130
+    except Exception as error:
+        if options.debug:
+            raise
+        text = f"error: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)"
+        print(text, file=sys.stderr)
+        return 1
     if options.json:
         print(json.dumps(facts, ensure_ascii=False))
     return 0
+
+
+def _leave(signal_number: int, _: Any) -> None:
+    sys.exit(128 + signal_number)
 
 
 def _run(options: argparse.Namespace, config: RunConfig, console: Console) -> dict[str, Any]:
@@ -50,9 +64,9 @@ def _run(options: argparse.Namespace, config: RunConfig, console: Console) -> di
         case "prepare":
             return stages.prepare_stage(config, console)
         case "plan":
-            return stages.plan_stage(config, console, options.ranks or default_ranks())
+            return stages.plan_stage(config, console, _ranks(options))
         case "train":
-            return stages.train_stage(config, console, options.ranks or default_ranks(), options.resume)
+            return stages.train_stage(config, console, _ranks(options), options.resume)
         case "export":
             return stages.export_stage(config, console)
         case "generate":
@@ -60,7 +74,13 @@ def _run(options: argparse.Namespace, config: RunConfig, console: Console) -> di
         case "report":
             return stages.report_stage(config, console)
         case _:
-            return quickstart(config, console, options.ranks or default_ranks())
+            return quickstart(config, console, min(2, _ranks(options)))
+
+
+def _ranks(options: argparse.Namespace) -> int:
+    ranks: int = default_ranks() if options.ranks is None else options.ranks
+    check_ranks(ranks)
+    return ranks
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -46,14 +46,16 @@ def load_run(name: str, overrides: list[str]) -> RunConfig:
     """
     path = _find(name)
     values = _read_yaml(path)
-    if path.name == RUN_FILE:
-        values["runs"] = str(path.parent.parent)  # a run that was moved is where it is
+    if Path(name).is_dir() or not Path(name).exists():
+        # The folder of a run: it may have been moved since, and its store with it.
+        values |= {"runs": str(path.parent.parent), "name": path.parent.name}
+        values["data"]["store"] = values["data"]["store"] or str(path.parent / "tokens")
     for override in overrides:
         _apply(values, override)
     try:
-        return RunConfig(**values)
+        return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error)}") from None
+        raise UserError(f"{path}: {_explain(error, values)}") from None
 
 
 def save_run(config: RunConfig) -> None:
@@ -61,7 +63,8 @@ def save_run(config: RunConfig) -> None:
     config.folder.mkdir(parents=True, exist_ok=True)
     values = config.model_dump(mode="json")
     values["runs"] = str(Path(config.runs).absolute())
-    values["data"]["store"] = str(config.store.absolute())
+    inside = config.store.absolute() == (config.folder / "tokens").absolute()
+    values["data"]["store"] = None if inside else str(config.store.absolute())
     for section, key in (("model", "path"), ("data", "tokenizer"), ("data", "chat_template")):
         values[section][key] = _absolute(values[section][key])
     for source in values["data"]["sources"]:
@@ -88,8 +91,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise UserError(f"{path}: line {line}: {error.problem}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {error}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected sections such as `model:` and `data:`")
     return values
@@ -101,7 +104,11 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+            key = self.construct_object(key_node)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"`{key}` is given twice", key_node.start_mark)
             seen.add(key)
@@ -128,17 +135,17 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise UserError(f"{override}: {text} is not a YAML value; quote it") from None
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, values: dict[str, Any]) -> str:
     """The first problem in one line: the key, what is wrong, the nearest valid key."""
     # Where a value may be a name or a section, both are tried: the section's complaint is the one that helps.
     first = min(
         error.errors(), key=lambda problem: (problem["type"] != "extra_forbidden", problem["type"] == "string_type")
     )
-    location = [part for part in first["loc"] if isinstance(part, int) or (part.islower() and part.isidentifier())]
+    location = _places(first["loc"], values) + ([first["loc"][-1]] if first["type"] == "missing" else [])
     key = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
         valid = _valid_keys(location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), valid, n=1)
+        near = difflib.get_close_matches(str(location[-1]).lower(), valid, n=1)
         parent = "".join(f"{part}." for part in location[:-1])
         hint = f"did you mean {parent}{near[0]}?" if near else f"valid keys: {', '.join(valid)}"
         return f"unknown key {key}; {hint}"
@@ -146,6 +153,17 @@ def _explain(error: ValidationError) -> str:
         return f"{key} is missing; set it in the file, or give {key}=… on the command line"
     message = first["msg"].removeprefix("Value error, ")
     return f"{key or 'the file'}: {message}" + (f" (it is {first['input']!r})" if _is_short(first["input"]) else "")
+
+
+def _places(location: tuple[str | int, ...], values: Any) -> list[str | int]:
+    """The parts of pydantic's location that are places in the YAML; the others name the alternatives it tried."""
+    places: list[str | int] = []
+    for part in location:
+        is_place = part in values if isinstance(values, dict) else isinstance(values, list) and isinstance(part, int)
+        if is_place:
+            places.append(part)
+            values = values[part]
+    return places
 
 
 def _is_short(value: Any) -> bool:

@@ -23,13 +23,29 @@ def check_may_start(config: RunConfig, resuming: bool) -> None:
     Raises:
         UserError: the folder holds checkpoints of this name, or of another configuration.
     """
-    newest = max(config.folder.glob("checkpoints/step-*/commit.json"), default=None)
-    if newest is None:
-        return
-    if not resuming:
+    newest = newest_checkpoint(config.folder)
+    if newest is not None and not resuming:
         raise UserError(
-            f"{config.folder} already has {newest.parent.name}; go on with --resume, or start another with name=NAME"
+            f"{config.folder} already has {newest.name}; go on with --resume, or start another with name=NAME"
         )
+    check_same_run(config)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest committed checkpoint of a run."""
+    return max((record.parent for record in folder.glob("checkpoints/step-*/commit.json")), default=None)
+
+
+def check_same_run(config: RunConfig) -> None:
+    """What a run with checkpoints was made with stays as it is.
+
+    Raises:
+        UserError: the configuration says otherwise.
+    """
+    if newest_checkpoint(config.folder) is None:
+        return
+    if not (config.folder / RUN_FILE).exists() or not (config.folder / "plan" / PLAN).exists():
+        raise UserError(f"{config.folder} has checkpoints, but lacks {RUN_FILE} or plan/{PLAN}; use another run name")
     _check_plan(config)
     before = yaml.safe_load((config.folder / RUN_FILE).read_text(encoding="utf-8"))
     now = config.model_dump(mode="json")

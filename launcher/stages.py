@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from data_tools.errors import UserError
 from launcher.config import RunConfig, save_run
-from launcher.run_folder import check_may_start, read_status, summary
+from launcher.run_folder import check_may_start, check_same_run, read_status, summary
 from sft.record import STATUS, read_metrics
 
 
@@ -46,8 +46,10 @@ def plan_stage(config: RunConfig, console: Console, ranks: int) -> dict[str, Any
     from sft.schedule import micro_batches_per_step
 
     micro_batches_per_step(config.train, ranks)
+    check_same_run(config)
     store = TokenStore(config.store)
     _check_store(config, store)
+    store.verify()
     plan = make_plan(
         store, PlanSettings.of(config.data, config.train.packs_per_step, config.train.seed), config.folder / "plan"
     )
@@ -74,13 +76,12 @@ def plan_stage(config: RunConfig, console: Console, ranks: int) -> dict[str, Any
 
 
 def _check_store(config: RunConfig, store: Any) -> None:
-    """The settings of the store that can be compared at once; `prepare` compares everything."""
-    made_with = store.manifest["settings"]
-    wanted = {"template_date": config.data.template_date.isoformat(), "train_on": config.data.train_on}
-    for key, value in wanted.items():
-        if made_with[key] != value:
+    """The store is what the configuration asks for, by name; `prepare` compares contents."""
+    made_for, asked = store.manifest["asked"], config.data.asked()
+    for key, value in asked.items():
+        if made_for[key] != value:
             raise UserError(
-                f"the token store {store.folder} was made with data.{key}={made_with[key]}, not {value}; "
+                f"the token store {store.folder} was made with data.{key}={made_for[key]}, not {value}; "
                 f"prepare another with data.store=FOLDER"
             )
 

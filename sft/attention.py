@@ -26,7 +26,7 @@ def packed_attention(
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend within documents.
 
@@ -41,6 +41,7 @@ def packed_attention(
         [1, T, heads, head size]
     """
     assert attention_mask is None and cu_seq_lens_q is not None and max_length_q is not None
+    assert others.get("s_aux") is None and others.get("softcap") is None, "attention sinks and soft caps are not here"
     whole = sliding_window is None or sliding_window >= max_length_q
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0 and whole:
         return _varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling), None

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from data_tools.errors import UserError
-from data_tools.store import file_digest, write_json
+from data_tools.store import file_digest, fsync_folder, write_json
 from sft.engine import load_engine, save_engine
 from sft.world import World
 
@@ -73,7 +73,7 @@ def commit_checkpoint(
         write_json(partial / COMMIT, {**asdict(progress), "files": files})
         shutil.rmtree(final, ignore_errors=True)
         os.rename(partial, final)
-        _fsync_folder(folder)
+        fsync_folder(folder)
         for old in committed_checkpoints(folder)[:-keep_last]:
             shutil.rmtree(old)
     world.barrier()
@@ -86,12 +86,17 @@ def resume(engine: Any, folder: Path, plan_hash: str, zero_stage: int, world: Wo
     Raises:
         UserError: it belongs to another plan, ZeRO stage or number of ranks.
     """
-    chosen: list[str | None] = [None]
+    chosen: list[str | UserError | None] = [None]
     if world.is_main:
-        newest = newest_good_checkpoint(folder)
-        chosen = [None if newest is None else newest.name]
+        try:
+            newest = newest_good_checkpoint(folder)
+            chosen = [None if newest is None else newest.name]
+        except UserError as error:
+            chosen = [error]  # for all ranks: none may wait for the others
     if world.size > 1:
         dist.broadcast_object_list(chosen, src=0)
+    if isinstance(chosen[0], UserError):
+        raise chosen[0]
     if chosen[0] is None:
         return None
     path = folder / chosen[0]
@@ -110,15 +115,24 @@ def resume(engine: Any, folder: Path, plan_hash: str, zero_stage: int, world: Wo
 
 def committed_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(path.parent for path in folder.glob(f"step-*/{COMMIT}") if not path.parent.name.endswith(".partial"))
+    return sorted(path.parent for path in folder.glob(f"step-*/{COMMIT}") if path.parent.suffix == "")
 
 
 def newest_good_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are what was written."""
-    for path in reversed(committed_checkpoints(folder)):
+    """The newest checkpoint whose files are what was written; newer ones are renamed to `….damaged`.
+
+    Raises:
+        UserError: there are checkpoints, but all are damaged.
+    """
+    found = committed_checkpoints(folder)
+    for path in reversed(found):
         if (damage := find_damage(path)) is None:
             return path
         print(f"{path} is damaged ({damage}); trying the one before", flush=True)
+        shutil.rmtree(aside := path.with_name(path.name + ".damaged"), ignore_errors=True)
+        os.rename(path, aside)
+    if found:
+        raise UserError(f"all checkpoints in {folder} were damaged; delete them to begin again")
     return None
 
 
@@ -155,11 +169,3 @@ def _restore_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["cpu"])
     if states["cuda"] is not None:
         torch.cuda.set_rng_state(states["cuda"])
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -28,17 +28,20 @@ STATE_FOLDER = "state"
 
 def deepspeed_settings(train: TrainConfig, dtype: torch.dtype, ranks: int) -> dict[str, Any]:
     """DeepSpeed's configuration, saying what its defaults would decide differently from release to release."""
-    return {
+    settings = {
         "train_micro_batch_size_per_gpu": train.packs_per_micro_batch,
         "gradient_accumulation_steps": micro_batches_per_step(train, ranks),
         "gradient_clipping": train.max_grad_norm,
         "zero_optimization": {"stage": train.zero.stage},
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": dtype is torch.bfloat16},
-        "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+    if train.zero.stage > 0 or dtype is torch.float32:
+        # DeepSpeed has no such accumulation without ZeRO: stage 0 in bfloat16 adds up gradients in bfloat16.
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings
 
 
 def start_engine(model: torch.nn.Module, train: TrainConfig, dtype: torch.dtype, world: World) -> DeepSpeedEngine:
@@ -115,11 +118,12 @@ def load_engine(engine: DeepSpeedEngine, folder: Path) -> None:
 
 
 def consolidated_weights(folder: Path, zero_stage: int) -> dict[str, torch.Tensor]:
-    """All weights of a checkpoint as full float32 tensors, on the CPU, in one process."""
-    if zero_stage > 0:
+    """All weights of a checkpoint as whole tensors, on the CPU, in one process; below stage 3 no rank split them."""
+    if zero_stage == 3:
         # It reports in prints and bars.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             weights: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=STATE_FOLDER)
         return weights
     state = torch.load(folder / STATE_FOLDER / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
-    return {name: tensor.float() for name, tensor in state["module"].items()}
+    module: dict[str, torch.Tensor] = state["module"]
+    return module

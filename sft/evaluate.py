@@ -47,17 +47,29 @@ def sample_answers(
     template: ChatTemplate,
     prompts: Sequence[str],
     max_new_tokens: int,
-    device: Any,
+    device: torch.device,
+    synced: bool,
 ) -> list[dict[str, str]]:
-    """Answer prompts greedily. All ranks give the same answers, so under ZeRO-3 they go through the layers together."""
+    """Answer prompts greedily; with `synced`, no rank leaves a pass that others are still in (ZeRO-3 needs that)."""
     with _plain_attention(model):
         return [
-            {"prompt": prompt, "answer": answer(model.model, tokenizer, template, prompt, max_new_tokens, device)}
+            {
+                "prompt": prompt,
+                "answer": answer(model.model, tokenizer, template, prompt, max_new_tokens, device, synced),
+            }
             for prompt in prompts
         ]
 
 
-def answer(model: Any, tokenizer: Any, template: ChatTemplate, prompt: str, max_new_tokens: int, device: Any) -> str:
+def answer(
+    model: Any,
+    tokenizer: Any,
+    template: ChatTemplate,
+    prompt: str,
+    max_new_tokens: int,
+    device: torch.device,
+    synced: bool = False,
+) -> str:
     """One greedy answer to one user message, without the end-of-turn token."""
     text = template.prompt([{"role": "user", "content": prompt}])
     ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)], device=device)
@@ -68,6 +80,7 @@ def answer(model: Any, tokenizer: Any, template: ChatTemplate, prompt: str, max_
         do_sample=False,
         eos_token_id=stop_tokens(tokenizer, template),
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        synced_gpus=synced,
     )
     return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)).strip()
 

@@ -55,7 +55,10 @@ class TrainedTokensLoss(torch.autograd.Function):
                 # d loss / d logits = softmax - one-hot
                 gradient = probabilities.scatter_add_(1, label, -torch.ones_like(log_sum)).to(weight.dtype)
                 hidden_grad[rows] = gradient @ weight
-                weight_grad.addmm_(gradient.t().float(), hidden[rows].float())
+                if weight.dtype is weight_grad.dtype:
+                    weight_grad.addmm_(gradient.t(), hidden[rows])
+                else:
+                    weight_grad += gradient.t() @ hidden[rows]  # the product in bfloat16, the sum over chunks not
         ctx.gradients = (hidden_grad, weight_grad)
         ctx.mark_non_differentiable(correct)
         return loss, correct

@@ -3,6 +3,8 @@
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from data_tools.errors import UserError
@@ -82,13 +84,29 @@ def load_model(
     model_config = load_config(config, tokenizer, vocab_size)
     if config.path is not None:
         try:
-            model = AutoModelForCausalLM.from_pretrained(config.path, config=model_config, dtype=dtype)
-        except (OSError, ValueError) as error:
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                config.path, config=model_config, dtype=dtype, output_loading_info=True
+            )
+        except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"model.path: cannot load {config.path}: {str(error).splitlines()[0]}") from None
+        if missing := sorted(loading["missing_keys"]):
+            raise UserError(f"model.path: {config.path} lacks {len(missing)} weights, among them {missing[0]}")
     else:
         model = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
-    _refuse_unsupported_head(model)
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise UserError("this model has a bias in its output layer, which the loss does not follow; choose another")
     return model
+
+
+def check_length(config: PretrainedConfig, max_length: int) -> None:
+    """A model has positions for a certain length.
+
+    Raises:
+        UserError: packs hold longer documents.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and positions < max_length:
+        raise UserError(f"data.max_length={max_length} is more than the {positions} positions of the model; lower it")
 
 
 def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> PretrainedConfig:
@@ -125,19 +143,45 @@ def _random_config(keys: dict[str, Any], tokenizer: PreTrainedTokenizerBase, voc
     unknown = sorted(key for key in keys if not hasattr(known, key))
     if unknown:
         raise UserError(f"model.config: {architecture} has no {', '.join(unknown)}; see transformers' configuration")
-    return AutoConfig.for_model(architecture, **keys)
+    try:
+        return AutoConfig.for_model(architecture, **keys)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"model.config: {architecture} refuses it: {reason}") from None
 
 
-def _refuse_unsupported_head(model: PreTrainedModel) -> None:
-    """The loss head computes plain logits; a model that scales or caps them would be trained on another loss."""
-    text_config = model.config.get_text_config()
-    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale", "logits_soft_cap"):
-        if getattr(text_config, name, None) not in (None, 1, 1.0):
-            raise UserError(f"this model sets {name}, which the loss does not follow yet; choose another model")
-    if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        raise UserError("this model has a bias in its output layer, which the loss does not follow yet")
+def check_documents_are_apart(packed: PackedCausalLM, device: torch.device) -> None:
+    """Try a packed row of three documents: changing the first must change no logit of the others, to the last bit, and
+    each must have the logits that plain transformers gives it alone.
 
+    This finds what packing would train silently wrong: layers that carry a state from one document into the next (linear
+    attention, convolutions), attention with sinks or soft caps, heads that scale or cap their logits.
 
-def count_parameters(model: torch.nn.Module) -> int:
-    """Parameters, tied ones once, also where ZeRO-3 has split them."""
-    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
+    Raises:
+        UserError: this model cannot be trained in packs.
+    """
+    model = packed.model
+    rows = model.config.get_text_config().vocab_size
+    row = (torch.arange(17, device=device)[None] * 7919 + 1) % rows
+    changed = torch.cat([rows - 1 - row[:, :7], row[:, 7:]], 1)
+    borders = torch.tensor([0, 7, 8, 17], dtype=torch.int32, device=device)
+    positions = torch.cat([torch.arange(length, device=device) for length in (7, 1, 9)])[None]
+    was_training = packed.training
+    packed.eval()
+    with torch.no_grad():
+        together = packed.logits(row, positions, borders, 9)
+        after_change = packed.logits(changed, positions, borders, 9)
+        model.set_attn_implementation("eager")
+        alone = torch.cat([model(document, use_cache=False).logits for document in row.split([7, 1, 9], 1)], 1)
+        model.set_attn_implementation(PACKED)
+    packed.train(was_training)
+    if not torch.equal(together[:, 7:], after_change[:, 7:]):
+        raise UserError(
+            f"{model.config.model_type} lets documents of a pack see each other; choose a plain attention architecture"
+        )
+    difference = float((together.float() - alone.float()).abs().max() / alone.float().abs().max())
+    if not difference <= (1e-3 if together.dtype is torch.float32 else 5e-2):
+        raise UserError(
+            f"{model.config.model_type} computes other logits in packs than alone (by {difference:.0%}): its attention "
+            f"or output layer does what the packed forward pass does not; choose a plain attention architecture"
+        )

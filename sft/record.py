@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_tools.store import write_json
+from data_tools.store import write_json, write_text
 
 METRICS = "metrics.jsonl"
 STATUS = "status.json"
@@ -44,11 +44,13 @@ class RunRecord:
             write_json(self.folder / "samples" / f"step-{step:08d}.json", answers)
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after `step`: those steps will be done again."""
+        """Forget what was logged and answered after `step`: those steps will be done again."""
         if self._writes:
             kept = [line for line in read_metrics(self.folder) if line["step"] <= step]
-            text = "".join(json.dumps(line) + "\n" for line in kept)
-            (self.folder / METRICS).write_text(text, encoding="utf-8")
+            write_text(self.folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+            for path in (self.folder / "samples").glob("step-*.json"):
+                if int(path.stem.removeprefix("step-")) > step:
+                    path.unlink()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

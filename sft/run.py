@@ -39,7 +39,7 @@ class TrainingRun:
         sections = yaml.safe_load(path.read_text(encoding="utf-8"))
         run = cls(
             folder=folder,
-            store=TokenStore(Path(sections["data"]["store"])),
+            store=TokenStore(Path(sections["data"]["store"] or folder / "tokens")),
             plan=PackPlan(folder / "plan"),
             template_date=date.fromisoformat(str(sections["data"]["template_date"])),
             model=ModelConfig(**sections["model"]),

@@ -23,7 +23,7 @@ from sft.checkpoint import Progress, commit_checkpoint, resume
 from sft.engine import optimizer_step, start_engine
 from sft.evaluate import probe_logits, sample_answers, validation_loss
 from sft.metrics import Interval
-from sft.model import PackedCausalLM, compute_dtype, load_model
+from sft.model import PackedCausalLM, check_documents_are_apart, check_length, compute_dtype, load_model
 from sft.record import RunRecord
 from sft.run import TrainingRun
 from sft.schedule import learning_rate_at, micro_batches_per_step
@@ -45,14 +45,17 @@ def train(run: TrainingRun, resuming: bool, world: World) -> None:
         learning_rate = learning_rate_at(step, run.total_steps, run.train.learning_rate, run.train.schedule)
         result = optimizer_step(session.engine, batches, size.trained_tokens, learning_rate, world)
         interval.add(result, size, time.perf_counter() - started)
+        if not math.isfinite(result.gradient_norm):
+            raise UserError(f"step {step + 1}: the gradient is {result.gradient_norm}; lower train.learning_rate")
 
         progress = replace(progress, step=step + 1, tokens=progress.tokens + size.tokens)
         last = progress.step == run.total_steps
-        if last or progress.step % run.train.log_every == 0:
+        saving = last or progress.step % run.checkpoint.every == 0
+        if saving or progress.step % run.train.log_every == 0:  # a resumed run begins with an empty interval
             session.log(progress, interval.summary(), result.gradient_norm, learning_rate)
         if last or (run.evaluate.every and progress.step % run.evaluate.every == 0):
             session.evaluate(progress.step)
-        if last or progress.step % run.checkpoint.every == 0:
+        if saving:
             session.save(progress)
     session.record.status("finished", run.total_steps)
 
@@ -103,8 +106,9 @@ class Session:
         if loss is not None:
             self.record.log({"step": step, "validation_loss": loss, "perplexity": math.exp(min(loss, 700.0))})
         settings, model = self.run.evaluate, self.engine.module
+        synced = self.run.train.zero.stage == 3  # all ranks go through the layers together, to the longest answer
         answers = sample_answers(
-            model, self.tokenizer, self.template, settings.samples, settings.max_new_tokens, self.world.device
+            model, self.tokenizer, self.template, settings.samples, settings.max_new_tokens, self.world.device, synced
         )
         self.record.samples(step, answers)
         self.record.status("training", step)
@@ -127,7 +131,9 @@ def start_session(run: TrainingRun, world: World) -> Session:
     template = ChatTemplate(str(tokenizer.chat_template), tokenizer.special_tokens_map, run.template_date)
     dtype = compute_dtype(run.model, world.device)
     model = PackedCausalLM(load_model(run.model, tokenizer, run.store.vocab_size, dtype, run.train.seed))
-    engine = start_engine(model.to(world.device), run.train, dtype, world)
+    check_length(model.model.config, run.plan.settings.max_length)
+    check_documents_are_apart(model.to(world.device), world.device)
+    engine = start_engine(model, run.train, dtype, world)
     return Session(run, world, engine, tokenizer, template, record)
 
 

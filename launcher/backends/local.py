@@ -1,13 +1,15 @@
 """All ranks of a run as processes of this machine."""
 
+import fcntl
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
 
 from data_tools.errors import UserError
 from launcher.environment import rank_environment
@@ -15,12 +17,32 @@ from launcher.environment import rank_environment
 GRACE_SECONDS = 10
 """What ranks get between being asked to stop and being killed."""
 
+Process = subprocess.Popen[bytes]
+
 
 def default_ranks() -> int:
     """One rank per GPU; on a machine without GPUs two, where it has two cores."""
-    import torch
+    return _gpus() or min(2, os.cpu_count() or 1)
 
-    return torch.cuda.device_count() or min(2, os.cpu_count() or 1)
+
+def check_ranks(ranks: int) -> None:
+    """Every rank needs a GPU of its own, where there are any.
+
+    Raises:
+        UserError: there are too few, or none is asked for.
+    """
+    if ranks < 1:
+        raise UserError(f"--ranks {ranks}: there must be at least one")
+    if 0 < _gpus() < ranks:
+        raise UserError(f"--ranks {ranks}: this machine has {_gpus()} GPUs, and each rank needs its own")
+
+
+def _gpus() -> int:
+    try:
+        import torch
+    except ImportError:
+        return 0  # a node that only prepares
+    return int(torch.cuda.device_count())
 
 
 def run_ranks(folder: Path, ranks: int, resuming: bool, while_running: Callable[[], None]) -> None:
@@ -31,53 +53,65 @@ def run_ranks(folder: Path, ranks: int, resuming: bool, while_running: Callable[
         while_running: called a few times a second, to show progress.
 
     Raises:
-        UserError: a rank failed; the others were stopped.
+        UserError: a rank failed and the others were stopped, or the run is being trained already.
     """
-    logs = folder / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
+    logs = [folder / "logs" / f"rank-{rank}.log" for rank in range(ranks)]
+    logs[0].parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "sft.train", str(folder), *(["--resume"] if resuming else [])]
     port = _free_port()
-    files: list[IO[bytes]] = []
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for rank in range(ranks):
-            files.append((logs / f"rank-{rank}.log").open("ab" if resuming else "wb"))
-            processes.append(
-                subprocess.Popen(
-                    command,
-                    env=rank_environment(rank, ranks, port),
-                    stdin=subprocess.DEVNULL,
-                    stdout=files[-1],
-                    stderr=subprocess.STDOUT,
-                )
+    with ExitStack() as stack:
+        # The ranks inherit the lock: it is free when the last of them is gone, whatever became of this process.
+        lock = stack.enter_context((folder / ".lock").open("w"))
+        _lock(lock.fileno(), folder)
+        outputs = [stack.enter_context(log.open("ab" if resuming else "wb")) for log in logs]
+        starts = [output.tell() for output in outputs]
+        processes = [
+            subprocess.Popen(
+                command,
+                env=rank_environment(rank, ranks, port),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=(lock.fileno(),),
             )
+            for rank, output in enumerate(outputs)
+        ]
+        stack.callback(_stop, processes)
         while any(process.poll() is None for process in processes):
-            _raise_if_failed(processes, logs)
+            if any(process.returncode for process in processes):
+                break
             while_running()
             time.sleep(0.2)
-        _raise_if_failed(processes, logs)
+        if any(process.returncode for process in processes):
+            raise UserError(_explain_failure(processes, logs, starts))
         while_running()
-    finally:
-        _stop(processes)
-        for file in files:
-            file.close()
 
 
-def _raise_if_failed(processes: list[subprocess.Popen[bytes]], logs: Path) -> None:
-    for rank, process in enumerate(processes):
-        if process.poll():
-            log = logs / f"rank-{rank}.log"
-            raise UserError(f"rank {rank} ended with exit code {process.returncode}: {_last_words(log)}; log: {log}")
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{folder} is being trained by other processes; wait for them, or use name=NAME") from None
 
 
-def _last_words(log: Path) -> str:
-    """The line that says why: the last `error:` line, else the last line at all."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (errors or lines or ["it said nothing"])[-1]
+def _explain_failure(processes: list[Process], logs: list[Path], starts: list[int]) -> str:
+    """Name the rank that began it: when one fails, the others soon fail for want of it."""
+    time.sleep(1)
+    reasons = []
+    for rank, (process, log, start) in enumerate(zip(processes, logs, starts, strict=True)):
+        if not process.poll():
+            continue
+        lines = log.read_bytes()[start:].decode("utf-8", errors="replace").split("\n")
+        said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        last = [line.strip() for line in lines if line.strip()][-1:]
+        killed = f"killed by {signal.Signals(-process.returncode).name}" if process.returncode < 0 else None
+        how = killed or f"ended with exit code {process.returncode}"
+        words = (said or ([] if killed else last) or [""])[-1]
+        reasons.append((not said, killed is None, rank, f"rank {rank} {how}{words and ': '}{words}; log: {log}"))
+    return min(reasons)[-1]
 
 
-def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
+def _stop(processes: list[Process]) -> None:
     for process in processes:
         if process.poll() is None:
             process.terminate()

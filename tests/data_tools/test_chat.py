@@ -72,6 +72,28 @@ def test_a_template_that_loses_an_answer_is_refused() -> None:
         template(losing).render(TWO_TURNS)
 
 
+def test_an_answer_does_not_pass_for_another() -> None:
+    """The first answer is lost; that the second contains its words proves nothing."""
+    losing = CHATML.replace(
+        "message.content + '<|im_end|>'", "(message.content if loop.index > 2 else '') + '<|im_end|>'"
+    )
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "Yes"}]
+    more = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "Yes, of course"}]
+    with pytest.raises(RowError, match=r"does not contain the answer"):
+        template(losing).render(Conversation(said + more))
+
+
+@pytest.mark.parametrize("expression", ["messages[9].content", "messages[0].content.index('?!')", "1 // 0"])
+def test_a_template_that_fails_refuses_the_row(expression: str) -> None:
+    with pytest.raises(RowError, match="refuses the conversation"):
+        template("{{ " + expression + " }}" + CHATML).render(TWO_TURNS)
+
+
+def test_half_a_character_is_no_text() -> None:
+    with pytest.raises(RowError, match="surrogates not allowed"):
+        template(CHATML).render(Conversation([{"role": "assistant", "content": "a \ud800 b"}]))
+
+
 def test_a_template_whose_end_of_turn_is_not_learnt_is_refused() -> None:
     endless = (
         "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"

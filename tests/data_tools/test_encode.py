@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data_tools.chat import ChatTemplate, RenderedChat
 from data_tools.encode import Document, Encoder
-from data_tools.formats import to_conversation
+from data_tools.formats import Conversation, to_conversation
 from data_tools.tokenizer import load_tokenizer, train_tokenizer
 
 TOKENIZER = train_tokenizer(iter(["Hello there, how are you?", "I am fine, thank you."] * 50), 320)
@@ -54,6 +54,29 @@ def test_a_limit_saved_in_the_tokenizer_cuts_nothing(real_data: Path) -> None:
 
 def _chatml(real_data: Path) -> str:
     return str(real_data / "chat_templates" / "trl-qwen2_5_training.jinja")
+
+
+def test_a_word_that_begins_before_its_span_is_learnt_as_transformers_does() -> None:
+    """Vicuna's kind of template: the space before the answer belongs to the answer's first token."""
+    source = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}ASSISTANT: {% generation %}{{ m.content }}<|im_end|>"
+        "{% endgeneration %}{% else %}USER: {{ m.content }} {% endif %}{% endfor %}"
+    )
+    tokenizer = train_tokenizer(iter(["ASSISTANT: Yes USER: Well, you are fine. Yes"] * 50), 400)
+    tokenizer.chat_template = source
+    messages = [
+        {"role": "user", "content": "Well?"},
+        {"role": "assistant", "content": "Yes"},
+        {"role": "user", "content": "Are you?"},
+        {"role": "assistant", "content": "Yes fine."},
+    ]
+    chat = ChatTemplate(source, tokenizer.special_tokens_map, date(2025, 1, 1)).render(Conversation(messages))
+    (document,) = Encoder(tokenizer).encode([chat])
+    expected = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    assert document.input_ids.tolist() == expected["input_ids"]
+    assert mask(document) == [bool(value) for value in expected["assistant_masks"]]
+    learnt = [token for token, is_learnt in zip(document.input_ids, mask(document), strict=True) if is_learnt]
+    assert tokenizer.decode(learnt) == " Yes<|im_end|> Yes fine.<|im_end|>"
 
 
 def test_masks_of_smollm3_are_those_of_transformers(real_data: Path) -> None:

@@ -15,11 +15,12 @@ import pytest
 
 from data_tools import prepare as driver
 from data_tools.config import DataConfig
-from data_tools.documents import DocumentMaker
+from data_tools.documents import DocumentMaker, UnitRecord
 from data_tools.errors import UserError
 from data_tools.prepare import prepare
 from data_tools.sources import resolve_sources, work_units
 from data_tools.store import TokenStore
+from data_tools.tokenizer import CHATML
 from tests.conftest import chats, write_jsonl
 
 
@@ -97,11 +98,43 @@ def test_a_store_with_other_settings_is_not_touched(store: TokenStore, data_conf
 
 
 def test_leftovers_of_other_settings_are_not_used(data_config: DataConfig, store: TokenStore, tmp_path: Path) -> None:
-    shutil.copytree(store.folder, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "manifest.json").unlink()
-    (tmp_path / "shards" / "00077.arrow").write_bytes(b"half a shard")
+    """Finished units of a preparation with another date, killed before its manifest: all are made again."""
+    other = data_config.model_copy(update={"template_date": date(2030, 1, 1)})
+    with pytest.raises(KeyboardInterrupt):
+        prepare(other, tmp_path, _interrupt)
+    assert len(list((tmp_path / "units").glob("*.json"))) == 1
+    (tmp_path / "shards" / "00000.arrow").write_bytes(b"of other settings")
     prepare(data_config, tmp_path)
     assert content(tmp_path) == content(store.folder)
+
+
+def _interrupt(record: UnitRecord, rows: int) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_folder_that_is_no_store_is_not_touched(data_config: DataConfig, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "mine.txt").write_text("precious")
+    with pytest.raises(UserError, match="is not empty and no token store"):
+        prepare(data_config, tmp_path)
+    assert (tmp_path / "shards" / "mine.txt").read_text() == "precious"
+    with pytest.raises(UserError, match=r"cannot use .*mine\.txt"):
+        prepare(data_config, tmp_path / "shards" / "mine.txt")
+
+
+def test_control_tokens_are_part_of_the_fingerprint(store: TokenStore, chat_file: Path, tmp_path: Path) -> None:
+    """The template sees `eos_token`: another one gives other tokens, so it must give another store."""
+    shutil.copytree(store.folder / "tokenizer", tmp_path / "tokenizer")
+    (tmp_path / "template.jinja").write_text(CHATML.replace("'<|im_end|>'", "eos_token"), encoding="utf-8")
+    other = config(chat_file, tokenizer=str(tmp_path / "tokenizer"), chat_template=str(tmp_path / "template.jinja"))
+    first = prepare(other, tmp_path / "first")
+    settings = tmp_path / "tokenizer" / "tokenizer_config.json"
+    values = json.loads(settings.read_text(encoding="utf-8"))
+    settings.write_text(json.dumps(values | {"eos_token": "<|endoftext|>"}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"other settings \(special_tokens\)"):
+        prepare(other, tmp_path / "first")
+    second = prepare(other, tmp_path / "second")
+    assert first.document(0)[0].tolist() != second.document(0)[0].tolist()
 
 
 def test_every_row_is_in_the_store_or_in_the_rejects(tmp_path: Path) -> None:

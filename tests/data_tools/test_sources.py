@@ -63,6 +63,16 @@ def test_a_broken_line_is_one_refused_row(tmp_path: Path) -> None:
     assert [str(row)[:12] for row in rows[1:4]] == ["not JSON: Ex", "not a JSON o", "not UTF-8: i"]
 
 
+def test_csv_files_as_spreadsheets_write_them(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("\ufeffid,text\n1,two\n1,2,3\n2," + "x" * 200_000 + "\n", encoding="utf-8")
+    (unit,) = work_units([SourceFiles("a", (file,))], 100)
+    first, ragged, long = read_rows(unit)
+    assert first == {"id": "1", "text": "two"}
+    assert str(ragged) == "more fields than columns"
+    assert isinstance(long, dict) and len(long["text"]) == 200_000
+
+
 def test_a_folder_in_the_layout_of_datasets_gives_its_splits(real_data: Path) -> None:
     folder = str(real_data / "smoltalk2_mini")
     every = resolve_sources([SourceConfig(path=folder, config="SFT", split="all")], Path())

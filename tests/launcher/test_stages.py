@@ -136,6 +136,9 @@ def test_damage_is_noticed(recipe: Path, store: TokenStore, tmp_path: Path) -> N
     replace_probe(newest)
     assert "logits differ from the trained model's" in refused("export", run)
     assert not (run / "model").exists()
+    for weights in run.glob("checkpoints/*/probe.pt"):
+        weights.write_bytes(b"")
+    assert "were damaged; delete them to begin again" in refused("train", *overrides, "--resume")
     shutil.rmtree(run / "checkpoints")
     assert "has no checkpoint to export" in refused("export", run)
 
@@ -156,6 +159,8 @@ def test_a_failing_rank_is_named_with_its_words(recipe: Path, store: TokenStore)
     assert "the embedding has 300 rows, the tokenizer of the store needs 400" in line
     assert "rank-" in line
     assert "is not a multiple of 4 ranks" in refused("plan", recipe, "--ranks", 4)
+    line = refused("train", recipe, f"data.store={store.folder}", "train.learning_rate=1e30", "--ranks", 1)
+    assert "step 2: the gradient is nan; lower train.learning_rate" in line
 
 
 def test_mistakes_before_training(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,6 +174,8 @@ def test_mistakes_before_training(recipe: Path, tmp_path: Path, capsys: pytest.C
     assert main(["prepare", str(recipe)]) == 0
     capsys.readouterr()
     assert "max_length=8 is shorter than every document" in error("plan", recipe, "data.max_length=8", "--ranks", 1)
+    assert "made with data.sources=" in error("plan", recipe, "data.sources.0.path=other.jsonl", "--ranks", 1)
+    assert "there must be at least one" in error("plan", recipe, "--ranks", 0)
     assert "made with data.template_date=2025-01-01" in error("plan", recipe, "data.template_date=2026-01-01")
     assert "no exported model" in error("generate", recipe)
     assert [path.name for path in (tmp_path / "runs" / "tiny").iterdir()] == ["tokens"]

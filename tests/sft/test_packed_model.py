@@ -1,18 +1,20 @@
 """A packed row computes what its documents compute alone: losses, gradients, accuracy, and no document sees another."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
+from data_tools.errors import UserError
 from data_tools.plan import PackPlan
 from data_tools.store import TokenStore
 from sft.attention import PACKED
 from sft.batches import IGNORE, make_batch
 from sft.loss import CHUNK_LOGITS, TrainedTokensLoss
-from sft.model import PackedCausalLM
+from sft.model import PackedCausalLM, check_documents_are_apart
 from tests.sft.models import crowded_packs, documents_of, loss_alone, tiny_llama
 
 
@@ -119,6 +121,34 @@ def test_a_row_without_labels_has_loss_zero_and_gradient_zero(store: TokenStore,
     assert packed.model.get_output_embeddings().weight.grad is not None
 
 
-def test_no_attention_mask_is_ever_built() -> None:
-    packed = PackedCausalLM(tiny_llama(tied=True))
+CPU = torch.device("cpu")
+SMALL = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen3", "smollm3", "olmo2", "phi3"])
+def test_plain_attention_models_keep_documents_apart(architecture: str) -> None:
+    config = AutoConfig.for_model(architecture, **SMALL, num_key_value_heads=2, pad_token_id=0, eos_token_id=1)
+    packed = PackedCausalLM(AutoModelForCausalLM.from_config(config))
+    check_documents_are_apart(packed, CPU)
     assert packed.model.config._attn_implementation == PACKED
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys"),
+    [
+        ("lfm2", {"layer_types": ["conv", "full_attention"], "num_key_value_heads": 2}),
+        ("granite", {"logits_scaling": 8.0}),
+        ("cohere", {"logit_scale": 0.0625}),
+    ],
+)
+def test_other_models_are_refused(architecture: str, keys: dict[str, Any]) -> None:
+    config = AutoConfig.for_model(architecture, **SMALL, pad_token_id=0, eos_token_id=1, bos_token_id=2, **keys)
+    packed = PackedCausalLM(AutoModelForCausalLM.from_config(config))
+    with pytest.raises(UserError, match=f"{architecture} (lets documents|computes other logits)"):
+        check_documents_are_apart(packed, CPU)
