@@ -154,8 +154,8 @@ def check_documents_are_apart(packed: PackedCausalLM, device: torch.device) -> N
     """Try a packed row of three documents: changing the first must change no logit of the others, to the last bit, and
     each must have the logits that plain transformers gives it alone.
 
-    This finds what packing would train silently wrong: layers that carry a state from one document into the next (linear
-    attention, convolutions), attention with sinks or soft caps, heads that scale or cap their logits.
+    This finds what packing would train silently wrong: layers that carry a state from one document into the next
+    (linear attention, convolutions), attention with sinks or soft caps, heads that scale or cap their logits.
 
     Raises:
         UserError: this model cannot be trained in packs.

@@ -1,6 +1,7 @@
 """The commands on a real run: two DeepSpeed ranks, real files, nothing replaced."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -160,7 +161,7 @@ def test_a_failing_rank_is_named_with_its_words(recipe: Path, store: TokenStore)
     assert "rank-" in line
     assert "is not a multiple of 4 ranks" in refused("plan", recipe, "--ranks", 4)
     line = refused("train", recipe, f"data.store={store.folder}", "train.learning_rate=1e30", "--ranks", 1)
-    assert "step 2: the gradient is nan; lower train.learning_rate" in line
+    assert re.search("step 2: the gradient is (nan|inf); lower train.learning_rate", line)
 
 
 def test_mistakes_before_training(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
