@@ -36,7 +36,7 @@ Location = Annotated[str, AfterValidator(expand_environment)]
 class Section(BaseModel):
     """A part of the run's YAML: unknown keys are errors and values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class SourceConfig(Section):

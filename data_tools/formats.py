@@ -47,9 +47,19 @@ def _message(raw: Any, number: int) -> Message:
     message = {key: value for key, value in raw.items() if value is not None}
     if not isinstance(message.get("content", ""), str):
         raise RowError(f"message {number}: content is {type(raw['content']).__name__}, not text")
+    if not message.get("content", "").isascii() and not _is_unicode(message["content"]):
+        raise RowError(f"message {number}: content has half of a surrogate pair, which is no Unicode text")
     if "content" not in message and "tool_calls" not in message:
         raise RowError(f"message {number} ({message['role']}) has no content")
     return message
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _tools(value: Any) -> list[dict[str, Any]] | None:

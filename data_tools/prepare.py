@@ -36,7 +36,7 @@ from data_tools.store import (
     write_json,
     write_text,
 )
-from data_tools.tokenizer import load_tokenizer, tokenizer_digest, train_tokenizer, vocabulary_size
+from data_tools.tokenizer import load_tokenizer, read_template, tokenizer_digest, train_tokenizer, vocabulary_size
 
 LOCK = ".lock"
 IN_PROCESS_ROWS = 8_000
@@ -103,7 +103,10 @@ def _sources(config: DataConfig, store: Path) -> list[SourceFiles]:
 
 def _tokenizer(config: DataConfig, units: list[WorkUnit]) -> PreTrainedTokenizerBase:
     if isinstance(config.tokenizer, TokenizerTraining):
-        return train_tokenizer(_texts(units), config.tokenizer.vocab_size)
+        tokenizer = train_tokenizer(_texts(units), config.tokenizer.vocab_size)
+        if config.chat_template is not None:
+            tokenizer.chat_template = read_template(config.chat_template)
+        return tokenizer
     return load_tokenizer(config.tokenizer, config.chat_template)
 
 
@@ -143,6 +146,7 @@ def _reopen(store: Path, settings: dict[str, Any], fingerprint: str) -> TokenSto
             f"the token store {store} was made with other settings ({changed}); set data.store to a new folder, "
             f"or delete this one and prepare it again"
         )
+    finished.verify()
     return finished
 
 

@@ -82,7 +82,7 @@ def _resolve_path(config: SourceConfig) -> list[SourceFiles]:
         return _resolve_folder(path, config)
     files = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 -- also absolute
     if not files:
-        raise UserError(f"data.sources: no file or folder matches {path}; check the path, or the variable it uses")
+        raise UserError(f"data.sources: no file or folder matches {path}; check it (hub data sets: download first)")
     return [_source(path.stem, files)]
 
 
@@ -142,7 +142,7 @@ def _ranges(file: Path, size: int) -> Iterator[tuple[int, int, int]]:
             yield from _line_ranges(file, size)
             return
         total = _count_rows(file)
-    except (OSError, ValueError, pa.ArrowInvalid) as error:
+    except (OSError, ValueError, csv.Error, pa.ArrowInvalid) as error:
         raise UserError(f"data.sources: cannot read {file}: {error}") from None
     for first_row in range(0, total, size):
         yield first_row, min(size, total - first_row), 0
@@ -219,6 +219,10 @@ def _parse_line(line: bytes) -> Row:
         return RowError(f"not UTF-8: {error.reason} at byte {error.start}")
     except json.JSONDecodeError as error:
         return RowError(f"not JSON: {error}")
+    except RecursionError:
+        return RowError("not JSON: nested too deeply")
+    if isinstance(row, list):
+        return RowError("not a JSON object but an array; a file that is one array of rows must be named .json")
     return row if isinstance(row, dict) else RowError("not a JSON object")
 
 

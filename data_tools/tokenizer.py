@@ -34,6 +34,8 @@ def load_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTok
     Raises:
         UserError: there is no tokenizer, or it has no template.
     """
+    if not Path(name).is_dir() and name.count("/") != 1:
+        raise UserError(f"data.tokenizer: there is no folder {name}, and it is not the id of a hub; check the path")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # the tokenizers library raises plain Exceptions
@@ -42,13 +44,18 @@ def load_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTok
     if not tokenizer.is_fast:
         raise UserError(f"data.tokenizer: {name} has no fast form (tokenizer.json); save it in its fast form first")
     if chat_template is not None:
-        try:
-            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"data.chat_template: cannot read {chat_template}: {error.strerror}") from None
+        tokenizer.chat_template = read_template(chat_template)
     if not isinstance(tokenizer.chat_template, str):
         raise UserError(f"{name} has no single chat template; set data.chat_template to a Jinja file")
     return tokenizer
+
+
+def read_template(path: str) -> str:
+    """Read the Jinja file of `data.chat_template`."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.chat_template: cannot read {path}: {error}") from None
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:

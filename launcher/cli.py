@@ -4,6 +4,7 @@ import argparse
 import json
 import signal
 import sys
+from importlib import metadata
 from typing import Any
 
 from rich.console import Console
@@ -87,6 +88,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="shardtune", description="Supervised fine-tuning, from conversations to a model."
     )
+    parser.add_argument("--version", action="version", version=f"shardtune {metadata.version('shardtune')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     first = commands.add_parser("quickstart", help="the whole way once, offline, in a few minutes", epilog=_OVERRIDES)
     first.set_defaults(config=RECIPE)

@@ -1,5 +1,6 @@
 """The stages of a run, one function each: configuration in, facts out. Each imports its work when it runs."""
 
+import importlib.util
 import time
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from data_tools.errors import UserError
+from data_tools.store import MANIFEST
 from launcher.config import RunConfig, save_run
 from launcher.run_folder import check_may_start, check_same_run, read_status, summary
 from sft.record import STATUS, read_metrics
@@ -18,6 +20,7 @@ def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
     from data_tools.prepare import prepare
 
     started = time.perf_counter()
+    was_finished = (config.store / MANIFEST).exists()
     with _progress(console, "rows") as progress:
         task = progress.add_task("reading sources and tokenizer", total=None)
 
@@ -25,10 +28,11 @@ def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
             progress.update(task, total=rows, advance=record.rows, description="tokenizing")
 
         store = prepare(config.data, config.store, on_unit)
+    done = "already prepared" if was_finished else "prepared"
     totals: dict[str, Any] = store.manifest["totals"]
     seconds = time.perf_counter() - started
     console.print(
-        f"[green]prepared[/] {totals['rows_out']:,} of {totals['rows_in']:,} rows, {totals['tokens']:,} tokens "
+        f"[green]{done}[/] {totals['rows_out']:,} of {totals['rows_in']:,} rows, {totals['tokens']:,} tokens "
         f"({totals['trained_tokens']:,} trained) in {seconds:.0f} s → {store.folder}"
     )
     if refused := totals["rejected"] + totals["dropped"]:
@@ -50,6 +54,7 @@ def plan_stage(config: RunConfig, console: Console, ranks: int) -> dict[str, Any
     store = TokenStore(config.store)
     _check_store(config, store)
     store.verify()
+    _check_model(config, store)
     plan = make_plan(
         store, PlanSettings.of(config.data, config.train.packs_per_step, config.train.seed), config.folder / "plan"
     )
@@ -73,6 +78,17 @@ def plan_stage(config: RunConfig, console: Console, ranks: int) -> dict[str, Any
             f"tokens[/] and are left out"
         )
     return facts
+
+
+def _check_model(config: RunConfig, store: Any) -> None:
+    """Mistakes in `model` are said before ranks are started, wherever torch is there to know."""
+    if importlib.util.find_spec("torch") is None:
+        return
+    from data_tools.tokenizer import load_tokenizer
+    from sft.model import check_length, load_config
+
+    tokenizer = load_tokenizer(str(store.folder / "tokenizer"))
+    check_length(load_config(config.model, tokenizer, store.vocab_size), config.data.max_length)
 
 
 def _check_store(config: RunConfig, store: Any) -> None:

@@ -138,7 +138,10 @@ def newest_good_checkpoint(folder: Path) -> Path | None:
 
 def find_damage(checkpoint: Path) -> str | None:
     """Compare every file with the commit record; what is wrong, or None."""
-    record = json.loads((checkpoint / COMMIT).read_text(encoding="utf-8"))
+    try:
+        record = json.loads((checkpoint / COMMIT).read_text(encoding="utf-8"))
+    except ValueError:
+        return f"{COMMIT} is not JSON"
     for name, expected in record["files"].items():
         path = checkpoint / name
         if not path.exists():

@@ -35,6 +35,7 @@ def export_model(run: TrainingRun) -> Path:
     probe = torch.load(checkpoint / "probe.pt", weights_only=True)
     _write_model(run, checkpoint, partial, probe["dtype"])
     compare_with_trained(partial, probe)
+    _allow_reading(partial)
     shutil.rmtree(final, ignore_errors=True)
     os.rename(partial, final)
     return final
@@ -51,6 +52,14 @@ def _write_model(run: TrainingRun, checkpoint: Path, folder: Path, dtype: torch.
     model.generation_config = _generation_config(run, tokenizer, template)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _allow_reading(folder: Path) -> None:
+    """safetensors writes for the owner alone; a model is as open as any file that the user makes."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~umask)
 
 
 def _generation_config(run: TrainingRun, tokenizer: Any, template: ChatTemplate) -> GenerationConfig:

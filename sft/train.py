@@ -145,7 +145,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         train(TrainingRun.open(arguments.run), arguments.resume, join_world())
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     return 0

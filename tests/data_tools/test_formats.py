@@ -40,6 +40,10 @@ def test_tools_come_as_objects(tools: Any) -> None:
         ({"messages": [{"content": "Hi"}, ANSWER]}, "message 0 has no role"),
         ({"messages": [USER, {"role": "assistant", "content": None}]}, r"message 1 \(assistant\) has no content"),
         ({"messages": [USER, {"role": "assistant", "content": 3}]}, "content is int, not text"),
+        (
+            {"messages": [{"role": "user", "content": "\ud83d hi"}, ANSWER]},
+            "message 0: content has half of a surrogate",
+        ),
         ({"messages": [USER, ANSWER], "tools": "["}, "`tools` is not JSON"),
         ({"messages": [USER, ANSWER], "chat_template_kwargs": [1]}, "is not an object"),
     ],

@@ -156,6 +156,12 @@ def test_every_row_is_in_the_store_or_in_the_rejects(tmp_path: Path) -> None:
     ]
 
 
+def test_a_trained_tokenizer_takes_the_template_that_is_given(chat_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.jinja").write_text(CHATML.replace("<|im_start|>", "<|endoftext|>"), encoding="utf-8")
+    finished = prepare(config(chat_file, chat_template=str(tmp_path / "other.jinja")), tmp_path / "tokens")
+    assert finished.document(0)[0][0] == 0  # <|endoftext|>
+
+
 def test_no_document_at_all_is_an_error_with_the_reasons(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "chats.jsonl", [{"messages": [{"role": "user", "content": "?"}]}] * 3)
     with pytest.raises(UserError, match="no row became a document; 3 × no assistant turn"):

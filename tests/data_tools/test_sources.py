@@ -56,11 +56,13 @@ def test_rows_of_several_files_are_numbered_through(tmp_path: Path) -> None:
 
 def test_a_broken_line_is_one_refused_row(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
-    file.write_bytes(b'{"a": 1}\n{"a": \n"text"\n{"a": "\xff"}\n{"a": 2}\n')
+    deep = b"[" * 100_000
+    file.write_bytes(b'{"a": 1}\n{"a": \n"text"\n{"a": "\xff"}\n[{}]\n' + deep + b'\n{"a": 2}\n')
     (unit,) = work_units([SourceFiles("a", (file,))], 100)
     rows = list(read_rows(unit))
-    assert [type(row) for row in rows] == [dict, RowError, RowError, RowError, dict]
-    assert [str(row)[:12] for row in rows[1:4]] == ["not JSON: Ex", "not a JSON o", "not UTF-8: i"]
+    assert [type(row) for row in rows] == [dict, *[RowError] * 5, dict]
+    reasons = ["not JSON: Ex", "not a JSON o", "not UTF-8: i", "not a JSON o", "not JSON: ne"]
+    assert [str(row)[:12] for row in rows[1:6]] == reasons
 
 
 def test_csv_files_as_spreadsheets_write_them(tmp_path: Path) -> None:

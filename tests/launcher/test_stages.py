@@ -97,6 +97,7 @@ def plain_transformers_answers(model: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", script, str(model)], check=True, cwd="/")
     names = {path.name for path in model.iterdir()}
+    assert (model / "model.safetensors").stat().st_mode == (model / "config.json").stat().st_mode
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
     assert {"chat_template.jinja", "tokenizer_config.json"} <= names
 
@@ -137,8 +138,8 @@ def test_damage_is_noticed(recipe: Path, store: TokenStore, tmp_path: Path) -> N
     replace_probe(newest)
     assert "logits differ from the trained model's" in refused("export", run)
     assert not (run / "model").exists()
-    for weights in run.glob("checkpoints/*/probe.pt"):
-        weights.write_bytes(b"")
+    for record in run.glob("checkpoints/*/commit.json"):
+        record.write_text("{")
     assert "were damaged; delete them to begin again" in refused("train", *overrides, "--resume")
     shutil.rmtree(run / "checkpoints")
     assert "has no checkpoint to export" in refused("export", run)
@@ -158,7 +159,10 @@ def replace_probe(checkpoint: Path) -> None:
 def test_a_failing_rank_is_named_with_its_words(recipe: Path, store: TokenStore) -> None:
     line = refused("train", recipe, f"data.store={store.folder}", "model.config.vocab_size=300", "--ranks", 2)
     assert "the embedding has 300 rows, the tokenizer of the store needs 400" in line
-    assert "rank-" in line
+    line = refused("plan", recipe, f"data.store={store.folder}", "model.config.hiden_size=3", "--ranks", 2)
+    assert "llama has no hiden_size" in line
+    line = refused("plan", recipe, f"data.store={store.folder}", "model.config.num_attention_heads=5", "--ranks", 2)
+    assert "llama refuses it" in line
     assert "is not a multiple of 4 ranks" in refused("plan", recipe, "--ranks", 4)
     line = refused("train", recipe, f"data.store={store.folder}", "train.learning_rate=1e30", "--ranks", 1)
     assert re.search("step 2: the gradient is (nan|inf); lower train.learning_rate", line)
