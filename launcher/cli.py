@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         how = "train RUN --resume goes on from the newest checkpoint, prepare CONFIG where it was"
         print(f"interrupted; {how}", file=sys.stderr)
         return 130
-    except Exception as error:
+    except Exception as error:  # the border to people: whatever it is, one line, and --debug for the rest
         if options.debug:
             raise
         text = f"error: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)"
