@@ -25,15 +25,15 @@ def quickstart(config: RunConfig, console: Console, ranks: int) -> dict[str, Any
     config = _with_free_name(config)
     facts: dict[str, Any] = {
         "prepare": stages.prepare_stage(config, console),
-        "train": stages.train_stage(config, console, ranks, resuming=False),
+        "plan": stages.plan_stage(config, console, ranks),
+        "train": stages.train_planned(config, console, ranks, resuming=False),
+        "export": stages.export_stage(config, console),
+        "generate": stages.generate_stage(config, Console(quiet=True), []),
+        **stages.report_stage(config, Console(quiet=True)),
     }
-    facts["plan"] = stages.plan_stage(config, Console(quiet=True), ranks)
-    facts["export"] = stages.export_stage(config, console)
-    facts["generate"] = stages.generate_stage(config, Console(quiet=True), [])
-    facts["report"] = stages.report_stage(config, Console(quiet=True))
     facts |= {"run": str(config.folder), "model": facts["export"]["model"]}
     _last_screen(config, facts, console, time.perf_counter() - started)
-    return facts | {"report": facts["report"]["report"]}
+    return facts
 
 
 def _with_free_name(config: RunConfig) -> RunConfig:

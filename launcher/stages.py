@@ -103,12 +103,17 @@ def _check_store(config: RunConfig, store: Any) -> None:
 
 
 def train_stage(config: RunConfig, console: Console, ranks: int, resuming: bool) -> dict[str, Any]:
-    """Pack plan → checkpoints and metrics; plans first, which takes no time."""
+    """Token store → checkpoints and metrics; plans first, which takes no time."""
+    check_may_start(config, resuming)
+    plan_stage(config, console, ranks)
+    return train_planned(config, console, ranks, resuming)
+
+
+def train_planned(config: RunConfig, console: Console, ranks: int, resuming: bool) -> dict[str, Any]:
+    """Pack plan → checkpoints and metrics."""
     from launcher.backends.local import run_ranks
 
     started = time.perf_counter()
-    check_may_start(config, resuming)
-    plan_stage(config, console, ranks)
     (config.folder / STATUS).unlink(missing_ok=True)
     with _progress(console, "steps") as progress:
         task = progress.add_task(f"starting {ranks} ranks", total=None)
