@@ -6,7 +6,21 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent
 
-PREPARE = ["datasets>=5.2,<6", "jinja2>=3.1.6,<4", "ray>=2.60,<3", "sentencepiece>=0.2.3,<0.3", "transformers>=5.23,<6"]
+PREPARE = [
+    "datasets>=5.2,<6",
+    "fsspec>=2026.2",
+    "gigatoken>=0.10,<0.11",
+    "ijson>=3.4,<4",
+    "jinja2>=3.1.6,<4",
+    "matplotlib>=3.10,<4",
+    "orjson>=3.11,<4",
+    "ray>=2.60,<3",
+    "sentencepiece>=0.2.3,<0.3",
+    "transformers>=5.23,<6",
+    "zstandard>=0.23,<1",
+]
+S3 = ["s3fs>=2026.2"]
+GCS = ["gcsfs>=2026.2"]
 TRAIN = [
     "deepspeed>=0.19.8,<0.20",
     "jinja2>=3.1.6,<4",
@@ -30,12 +44,14 @@ setup(
         *("configs", "configs.recipes"),
     ],
     package_data={"configs.recipes": ["*.yaml"], "sft.insight": ["*.jinja"]},
-    install_requires=["numpy>=2.2,<3", "pyarrow>=26,<27", "pydantic>=2.12,<3", "PyYAML>=6,<7"],
+    install_requires=["blake3>=1,<2", "numpy>=2.2,<3", "pyarrow>=26,<27", "pydantic>=2.12,<3", "PyYAML>=6,<7"],
     extras_require={
         "prepare": PREPARE,
         "train": TRAIN,
         "launch": LAUNCH,
-        "dev": [*PREPARE, *TRAIN, *LAUNCH, *DEV],
+        "s3": S3,
+        "gcs": GCS,
+        "dev": [*PREPARE, *TRAIN, *LAUNCH, *S3, *DEV],
     },
     entry_points={"console_scripts": ["shardtune = launcher.cli:main"]},
 )

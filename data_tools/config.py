@@ -40,16 +40,35 @@ class Section(BaseModel):
 
 
 class SourceConfig(Section):
-    """One source of conversations: a file or folder (`path`), or an embedded sample (`sample`)."""
+    """One source of rows: files, a folder, a URI or a hub data set (`path`), or an embedded sample (`sample`)."""
 
     path: Location | None = None
-    """A JSON, JSONL, CSV, Parquet or Arrow file, a glob of them, or a folder in any layout that `datasets` reads."""
+    """A JSON, JSONL, CSV, Parquet or Arrow file, compressed or not, a glob of them, an fsspec URI (`s3://…`), a folder
+    in any layout that `datasets` reads, or the id of a data set on the hub."""
     config: str | None = None
-    """The data set's configuration, when the folder has several (SmolTalk2: `SFT`)."""
+    """The data set's configuration, when it has several (SmolTalk2: `SFT`)."""
     split: str | None = None
     """The split to read, or `all` for every split, each as a source of its own."""
+    revision: str | None = None
+    """A commit, tag or branch of a hub data set."""
     sample: Literal["python_docs"] | None = None
     """Chats built from the documentation of Python's standard library, present on every machine."""
+    name: str | None = None
+    """What reports call the source; by default its split, or its file's name."""
+    format: Literal["auto", "messages", "prompt_completion", "text", "instruction", "sharegpt", "tokens"] = "auto"
+    """The shape of its rows; auto: told by the columns of the first row."""
+    columns: dict[str, str] | None = None
+    """Other names or compositions of columns: `{instruction: question}` renames, `{user: "{question}"}` composes."""
+    function: str | None = None
+    """`module:function`, which makes a row of a known shape of each row."""
+    roles: dict[str, str] = {}
+    """Names of roles in the rows → system, user, assistant or tool; the usual ones (human, gpt, …) are known."""
+    weight: float = Field(1.0, gt=0)
+    """How often the plan takes the source: 0.5 takes half of it, 2 all of it twice."""
+    max_rows: int | None = Field(None, ge=1)
+    """The plan takes no more documents of the source than this."""
+    max_tokens: int | None = Field(None, ge=1)
+    """The plan takes no more tokens of the source than this."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "SourceConfig":
@@ -70,6 +89,8 @@ class ValidationConfig(Section):
 
     fraction: float = Field(0.01, ge=0, lt=1)
     """The expected share of documents."""
+    count: int | None = Field(None, ge=0)
+    """The number of documents, instead of a share."""
 
 
 class DataConfig(Section):
@@ -78,31 +99,64 @@ class DataConfig(Section):
     sources: list[SourceConfig] = Field(min_length=1)
     tokenizer: Location | TokenizerTraining
     """A folder or hub id, or `{vocab_size: …}` to train a small one."""
+    tokenizer_revision: str | None = None
+    """A commit, tag or branch of the tokenizer on the hub."""
     store: Location | None = None
     """Where the token store goes; by default `tokens` below the run's folder."""
+
     chat_template: Location | None = None
-    """A Jinja file; by default the tokenizer's own template."""
+    """A Jinja file, the name of one of the tokenizer's templates, or `chatml`; by default the tokenizer's own."""
     template_date: date = date(2025, 1, 1)
     """What `strftime_now` answers in templates: tokens must not depend on the day they are made."""
-    train_on: Literal["assistant"] = "assistant"
-    """The messages that are learnt."""
+    train_on: Literal["assistant", "last_assistant", "completion", "all"] = "assistant"
+    """What is learnt: every answer, the last answer, what follows the last user message, or every token."""
+    train_end_of_turn: bool = True
+    """Whether the token that ends an answer is learnt; without it a model never stops."""
+    train_headers: bool = False
+    """Whether what the template itself puts before an answer (its header, an empty think block) is learnt too."""
+    on_rewrite: Literal["error", "last_turn", "split_turns"] = "error"
+    """Chats whose earlier turns the template rewrites: reject them, learn only the last answer, or make one document
+    per answer."""
+    control_tokens: Literal["keep", "escape", "reject"] = "keep"
+    """Control tokens such as `<|im_end|>` inside messages: encode them as such, encode them as plain text, or reject
+    the row."""
+    encoder: Literal["auto", "gigatoken", "tokenizers"] = "auto"
+    """What encodes text; auto: gigatoken where it is installed and agrees with the tokenizer on this data."""
+    max_reject_fraction: float = Field(0.05, ge=0, le=1)
+    """More rejected rows than this share stop the preparation."""
+
     max_length: int = Field(2048, ge=8)
     """Tokens in one packed row, and the longest document that is trained on."""
-    too_long: Literal["drop", "error"] = "drop"
+    too_long: Literal["drop", "truncate", "split", "error"] = "drop"
     """What happens to documents of more than `max_length` tokens."""
+    packing: Literal["best_fit", "none", "wrapped"] = "best_fit"
+    """Whole documents in the fewest packs; one document a pack; or (plain text) one stream cut every `max_length`."""
+    weights_by: Literal["rows", "tokens"] = "rows"
+    """What the `weight` of a source is a multiple of."""
+    deduplicate: bool = False
+    """Whether the plan leaves out documents whose tokens are those of an earlier one."""
     validation: ValidationConfig = ValidationConfig()
+
     actors: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Ray actors that tokenize; 0 works in this process; auto: 0 for a few thousand rows, else one per CPU."""
-    rows_per_shard: int = Field(2048, ge=1)
-    """Rows of a source in one unit of work; each unit becomes one shard."""
+    rows_per_shard: int | None = Field(None, ge=1)
+    """Rows of a source in one unit of work, which becomes one shard; by default about 256 MB of text, less for small
+    inputs."""
 
     def asked(self) -> dict[str, Any]:
         """What decides the tokens, as it was asked for: without folders, which differ from machine to machine."""
-        values = self.model_dump(
-            mode="json", include={"sources", "tokenizer", "chat_template", "template_date", "train_on"}
-        )
+        values = self.model_dump(mode="json", include=set(_DECIDES_TOKENS))
+        for source in values["sources"]:
+            for key in ("weight", "max_rows", "max_tokens"):
+                del source[key]
         for place in (values, *values["sources"]):
             for key in ("path", "tokenizer", "chat_template"):
                 if isinstance(place.get(key), str):
                     place[key] = PurePath(place[key]).name
         return values
+
+
+_DECIDES_TOKENS = (
+    *("sources", "tokenizer", "tokenizer_revision", "chat_template", "template_date", "control_tokens"),
+    *("train_on", "train_end_of_turn", "train_headers", "on_rewrite"),
+)

@@ -45,7 +45,7 @@ class UnitRecord:
     documents: int
     tokens: int
     trained_tokens: int
-    sha256: str
+    blake3: str
     rejects: list[Reject]
 
 
@@ -110,8 +110,8 @@ class DocumentMaker:
 
     def _write(self, unit: WorkUnit, documents: list[Document], rows: list[int], rejects: list[Reject]) -> UnitRecord:
         shard = self.store / shard_name(unit.number)
-        write_arrow(shard, self._shard_batch(unit, documents, rows))
-        write_arrow(_index_path(self.store, unit.number), _index_batch(unit, documents))
+        write_arrow(shard, self.schema, [self._shard_batch(unit, documents, rows)])
+        write_arrow(_index_path(self.store, unit.number), INDEX_SCHEMA, [_index_batch(unit, documents)])
         record = UnitRecord(
             fingerprint=self.fingerprint,
             unit=unit.number,
@@ -120,7 +120,7 @@ class DocumentMaker:
             documents=len(documents),
             tokens=sum(len(document.input_ids) for document in documents),
             trained_tokens=sum(document.trained for document in documents),
-            sha256=file_digest(shard),
+            blake3=file_digest(shard),
             rejects=rejects,
         )
         write_json(_record_path(self.store, unit.number), asdict(record))
@@ -130,6 +130,7 @@ class DocumentMaker:
         columns = [
             _list_array([document.input_ids for document in documents], self.schema.field("input_ids").type),
             _list_array([document.mask_runs for document in documents], self.schema.field("mask_runs").type),
+            pa.array([None] * len(documents), pa.list_(pa.float32())),
             pa.array([unit.source] * len(documents), pa.int16()),
             pa.array(rows, pa.int64()),
         ]
@@ -147,6 +148,7 @@ def _index_batch(unit: WorkUnit, documents: list[Document]) -> pa.RecordBatch:
     columns = [
         pa.array([len(document.input_ids) for document in documents], pa.int32()),
         pa.array([document.trained for document in documents], pa.int32()),
+        pa.array([document.trained for document in documents], pa.float32()),
         pa.array([unit.source] * len(documents), pa.int16()),
         pa.array([_digest(document) for document in documents], pa.uint64()),
     ]

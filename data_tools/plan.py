@@ -74,7 +74,8 @@ def make_plan(store: TokenStore, settings: PlanSettings, folder: Path) -> "PackP
     (folder / PLAN).unlink(missing_ok=True)
     files = {}
     for name, documents in {"train": train, "validation": validation}.items():
-        write_arrow(folder / f"{name}.arrow", _pack_batch(index, documents, settings.max_length))
+        batch = _pack_batch(index, documents, settings.max_length)
+        write_arrow(folder / f"{name}.arrow", batch.schema, [batch])
         files[name] = file_digest(folder / f"{name}.arrow")
     facts = {
         "format_version": FORMAT_VERSION,

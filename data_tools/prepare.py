@@ -60,7 +60,7 @@ def prepare(config: DataConfig, store: Path, on_unit: OnUnit = lambda record, to
     _claim(store)
     with _locked(store):
         sources = _sources(config, store)
-        units = work_units(sources, config.rows_per_shard)
+        units = work_units(sources, config.rows_per_shard or 2048)
         tokenizer = _tokenizer(config, units)
         settings = _settings(config, sources, tokenizer)
         fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -129,9 +129,9 @@ def _settings(config: DataConfig, sources: list[SourceFiles], tokenizer: PreTrai
         "special_tokens": tokenizer.special_tokens_map,
         "template_date": config.template_date.isoformat(),
         "train_on": config.train_on,
-        "rows_per_shard": config.rows_per_shard,
+        "rows_per_shard": config.rows_per_shard or 2048,
         "sources": [
-            {"name": source.name, "files": [{"name": file.name, "sha256": file_digest(file)} for file in source.files]}
+            {"name": source.name, "files": [{"name": file.name, "blake3": file_digest(file)} for file in source.files]}
             for source in sources
         ],
     }
@@ -225,19 +225,23 @@ def _finish_store(
     if not any(record.documents for record in records):
         raise UserError(f"no row became a document; {_top_reasons(records)}; all of them: {store / 'rejects.jsonl'}")
     index = pa.Table.from_batches([read_unit_index(store, record.unit) for record in records], INDEX_SCHEMA)
-    write_arrow(store / "index.arrow", index.combine_chunks().to_batches()[0])
+    write_arrow(store / "index.arrow", INDEX_SCHEMA, index.combine_chunks().to_batches())
     manifest = {
         "format_version": FORMAT_VERSION,
         "fingerprint": records[0].fingerprint,
         **settings,
         "vocab_size": vocabulary_size(tokenizer),
         "sources": [
-            {"name": source.name, **_totals([record for record in records if record.source == number])}
+            {
+                "name": source.name,
+                "configured": source.configured,
+                **_totals([record for record in records if record.source == number]),
+            }
             for number, source in enumerate(sources)
         ],
         "totals": _totals(records),
         "shards": [
-            {"file": shard_name(record.unit), "documents": record.documents, "sha256": record.sha256}
+            {"file": shard_name(record.unit), "documents": record.documents, "blake3": record.blake3}
             for record in records
         ],
     }

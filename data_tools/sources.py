@@ -8,7 +8,7 @@ import csv
 import glob
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class SourceFiles:
 
     name: str
     files: tuple[Path, ...]
+    configured: int = 0
+    """Its position in `data.sources`; `split: all` makes several sources of one."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,9 @@ def resolve_sources(configs: list[SourceConfig], sample_file: Path) -> list[Sour
         UserError: nothing is there, or it is not clear which split is meant.
     """
     found: list[SourceFiles] = []
-    for config in configs:
-        if config.sample:
-            found.append(SourceFiles(config.sample, (sample_file,)))
-        else:
-            found.extend(_resolve_path(config))
+    for number, config in enumerate(configs):
+        sources = [SourceFiles(config.sample, (sample_file,))] if config.sample else _resolve_path(config)
+        found.extend(replace(source, configured=number) for source in sources)
     return found
 
 

@@ -1,35 +1,48 @@
-"""THE CONTRACT between the halves: the token store on disk. Imports pyarrow only.
+"""THE CONTRACT between the halves: the token store on disk. Imports pyarrow and a hash only.
 
     <store>/manifest.json       written last: its existence means that the store is complete
             shards/NNNNN.arrow  one row per document (below), memory-mapped
-            index.arrow         length, trained, source, digest of every document: planning never touches tokens
+            index.arrow         length, trained, weight, source, digest of every document: planning never sees tokens
             rejects.jsonl       every row that did not become a document, with file, row and reason
             tokenizer/          the tokenizer with its template, for training nodes and exports
 
 A document's row: `input_ids` (uint16 where the vocabulary allows, else int32), `mask_runs` (alternating untrained and
-trained run lengths, untrained first), `source` (position in the manifest's sources), `row` (in that source, from 0).
+trained run lengths, untrained first), `weights` (one per trained run; null where all are 1), `source` (position in the
+manifest's sources), `row` (in that source, from 0). A row of a source can give several documents.
+
+The index counts labels: a trained first token, which nothing predicts, is none. `trained` is their number, `weight`
+the sum of their weights.
 """
 
-import hashlib
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from data_tools.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 
 INDEX_SCHEMA = pa.schema(
-    [("length", pa.int32()), ("trained", pa.int32()), ("source", pa.int16()), ("digest", pa.uint64())]
+    [
+        ("length", pa.int32()),
+        ("trained", pa.int32()),
+        ("weight", pa.float32()),
+        ("source", pa.int16()),
+        ("digest", pa.uint64()),
+    ]
 )
 
 
@@ -40,6 +53,7 @@ def shard_schema(vocab_size: int) -> pa.Schema:
         [
             ("input_ids", pa.list_(token)),
             ("mask_runs", pa.list_(pa.int32())),
+            ("weights", pa.list_(pa.float32())),
             ("source", pa.int16()),
             ("row", pa.int64()),
         ]
@@ -51,11 +65,12 @@ def shard_name(number: int) -> str:
     return f"shards/{number:05d}.arrow"
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Write under a temporary name, fsync, rename: readers see the whole file or none, whatever happens."""
+@contextmanager
+def atomically(path: Path) -> Iterator[Path]:
+    """Write to the temporary name that this yields; fsync, rename: readers see the whole file or none."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
+        yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -81,32 +96,41 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-
-    def write(temporary: Path) -> None:
+    with atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
-    write_atomically(path, write)
 
-
-def write_arrow(path: Path, batch: pa.RecordBatch) -> None:
-    """Write one record batch as an Arrow IPC file, atomically."""
-
-    def write(temporary: Path) -> None:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+def write_arrow(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write record batches as an Arrow IPC file, atomically; they may be made one by one."""
+    with (
+        atomically(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as writer,
+    ):
+        for batch in batches:
             writer.write_batch(batch)
-
-    write_atomically(path, write)
 
 
 def read_arrow(path: Path) -> pa.RecordBatch:
-    """Memory-map a file that `write_arrow` made; no byte is read before it is used."""
+    """Memory-map a file that `write_arrow` made of one batch; no byte is read before it is used."""
     return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """BLAKE3 of a file."""
+    return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """One document, as views of the mapped file."""
+
+    input_ids: NDArray[Any]
+    """[tokens] uint16 or int32"""
+    mask_runs: NDArray[np.int32]
+    """Alternating untrained and trained run lengths."""
+    weights: NDArray[np.float32] | None
+    """One per trained run; None: all are 1."""
 
 
 class TokenStore:
@@ -120,7 +144,7 @@ class TokenStore:
         self.folder = folder
         self.manifest = _read_manifest(folder)
         self._first_documents = _running_totals(shard["documents"] for shard in self.manifest["shards"])
-        self._shards: dict[int, tuple[pa.ListArray, pa.ListArray]] = {}
+        self._shards: dict[int, _Shard] = {}
 
     def __len__(self) -> int:
         return int(self._first_documents[-1])
@@ -137,24 +161,24 @@ class TokenStore:
 
     @cached_property
     def index(self) -> dict[str, NDArray[Any]]:
-        """`length`, `trained`, `source`, `digest` of every document, in store order, without copying."""
+        """`length`, `trained`, `weight`, `source`, `digest` of every document, in store order, without copying."""
         batch = read_arrow(self.folder / "index.arrow")
         return {name: batch.column(name).to_numpy() for name in batch.schema.names}
 
-    def document(self, number: int) -> tuple[NDArray[Any], NDArray[np.int32]]:
-        """The `input_ids` and `mask_runs` of document `number`, as views of the mapped file."""
+    def document(self, number: int) -> StoredDocument:
+        """Document `number`, in store order."""
         if not 0 <= number < len(self):
             raise IndexError(f"document {number} of {len(self)}")
         shard = bisect_right(self._first_documents, number) - 1
-        input_ids, mask_runs = self._columns(shard)
-        row = number - int(self._first_documents[shard])
-        return _list_item(input_ids, row), _list_item(mask_runs, row)
-
-    def _columns(self, shard: int) -> tuple[pa.ListArray, pa.ListArray]:
         if shard not in self._shards:
-            batch = read_arrow(self.folder / self.manifest["shards"][shard]["file"])
-            self._shards[shard] = (batch.column("input_ids"), batch.column("mask_runs"))
-        return self._shards[shard]
+            self._shards[shard] = _Shard(self.folder / self.manifest["shards"][shard]["file"])
+        return self._shards[shard].document(number - self._first_documents[shard])
+
+    def place(self, number: int) -> tuple[int, int]:
+        """The source of a document and its row there."""
+        shard = bisect_right(self._first_documents, number) - 1
+        self.document(number)
+        return self._shards[shard].place(number - self._first_documents[shard])
 
     def verify(self) -> None:
         """Compare every shard with the checksum in the manifest.
@@ -164,18 +188,62 @@ class TokenStore:
         """
         for shard in self.manifest["shards"]:
             path = self.folder / shard["file"]
-            if not path.exists() or file_digest(path) != shard["sha256"]:
+            if not path.exists() or file_digest(path) != shard["blake3"]:
                 raise UserError(f"{path} is not what was written; delete {self.folder} and run `shardtune prepare`")
 
 
-def _list_item(column: pa.ListArray, row: int) -> NDArray[Any]:
-    start, end = column.offsets[row].as_py(), column.offsets[row + 1].as_py()
-    item: NDArray[Any] = column.values[start:end].to_numpy()
-    return item
+class _Shard:
+    """A mapped shard of one or more record batches."""
+
+    def __init__(self, path: Path) -> None:
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        self._batches = [file.get_batch(number) for number in range(file.num_record_batches)]
+        self._first_rows = _running_totals([batch.num_rows for batch in self._batches])
+        self._columns: dict[int, _Columns] = {}
+
+    def document(self, row: int) -> StoredDocument:
+        number = bisect_right(self._first_rows, row) - 1
+        if number not in self._columns:
+            self._columns[number] = _Columns.of(self._batches[number])
+        return self._columns[number].document(row - self._first_rows[number])
+
+    def place(self, row: int) -> tuple[int, int]:
+        number = bisect_right(self._first_rows, row) - 1
+        batch, row = self._batches[number], row - self._first_rows[number]
+        return batch.column("source")[row].as_py(), batch.column("row")[row].as_py()
 
 
-def _running_totals(counts: Sequence[int] | Any) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(list(counts), dtype=np.int64)])
+@dataclass(frozen=True)
+class _Columns:
+    """The lists of a record batch as numpy arrays: a document is then three slices."""
+
+    ids: NDArray[Any]
+    id_offsets: NDArray[np.int32]
+    runs: NDArray[np.int32]
+    run_offsets: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    weight_offsets: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch) -> "_Columns":
+        arrays: list[NDArray[Any]] = []
+        for name in ("input_ids", "mask_runs", "weights"):
+            column: pa.ListArray = batch.column(name)
+            arrays += [column.values.to_numpy(), column.offsets.to_numpy()]
+        return cls(*arrays)
+
+    def document(self, row: int) -> StoredDocument:
+        weights = self.weights[self.weight_offsets[row] : self.weight_offsets[row + 1]]
+        return StoredDocument(
+            self.ids[self.id_offsets[row] : self.id_offsets[row + 1]],
+            self.runs[self.run_offsets[row] : self.run_offsets[row + 1]],
+            weights if len(weights) else None,
+        )
+
+
+def _running_totals(counts: Iterable[int]) -> list[int]:
+    """Where each part starts, and the end of the last."""
+    return [0, *accumulate(counts)]
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -53,7 +53,9 @@ def make_batch(store: TokenStore, table: PackTable, packs: NDArray[np.int64]) ->
     numbers = [int(number) for pack in packs for number in table.packs[int(pack)]]
     if not numbers:
         return _batch([np.zeros(1, np.int64)], [np.array([1], np.int32)], tokens=0)
-    input_ids, mask_runs = zip(*(store.document(number) for number in numbers), strict=True)
+    documents = [store.document(number) for number in numbers]
+    input_ids = [document.input_ids for document in documents]
+    mask_runs = [document.mask_runs for document in documents]
     return _batch(input_ids, mask_runs, tokens=sum(len(ids) for ids in input_ids))
 
 

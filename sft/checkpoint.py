@@ -4,7 +4,7 @@
         state/                          DeepSpeed's files, one set per rank
         rank-00000.pt                   random number states of a rank
         probe.pt                        some logits of the trained model, for exports to compare with
-        commit.json                     written last: step, plan, ranks, and the size and sha256 of every file
+        commit.json                     written last: step, plan, ranks, and the size and BLAKE3 of every file
 
 Everything is written in `step-00000200.partial`. Only when every rank has written and the record lists every file is
 the folder renamed. DeepSpeed's own `latest` file is not used: it moves before all ranks have written.
@@ -160,7 +160,7 @@ def read_progress(checkpoint: Path) -> Progress:
 def _describe(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+    return {"bytes": path.stat().st_size, "blake3": file_digest(path)}
 
 
 def _random_states() -> dict[str, Any]:

@@ -108,7 +108,7 @@ def _plain_attention(model: PackedCausalLM) -> Iterator[None]:
 @torch.no_grad()
 def probe_logits(model: PackedCausalLM, store: TokenStore, device: torch.device) -> dict[str, Any]:
     """The first tokens of the store's first document, and the model's logits for them; all ranks call it."""
-    ids = torch.from_numpy(store.document(0)[0][:PROBE_TOKENS].astype(np.int64))[None].to(device)
+    ids = torch.from_numpy(store.document(0).input_ids[:PROBE_TOKENS].astype(np.int64))[None].to(device)
     length = ids.shape[1]
     model.eval()
     logits = model.logits(

@@ -42,14 +42,15 @@ def test_a_store_holds_every_document_with_its_mask(store: TokenStore) -> None:
     assert totals["rows_in"] == totals["rows_out"] == len(store) == 200
     lengths, trained = [], []
     for number in range(len(store)):
-        ids, runs = store.document(number)
+        document = store.document(number)
+        ids, runs = document.input_ids, document.mask_runs
         assert runs.sum() == len(ids)
         lengths.append(len(ids))
         trained.append(int(runs[1::2].sum()))
     assert store.index["length"].tolist() == lengths
     assert store.index["trained"].tolist() == trained
     assert (sum(lengths), sum(trained)) == (totals["tokens"], totals["trained_tokens"])
-    assert store.document(0)[0].dtype == np.uint16
+    assert store.document(0).input_ids.dtype == np.uint16
     assert len(store.manifest["shards"]) == 4
     store.verify()
 
@@ -134,7 +135,7 @@ def test_control_tokens_are_part_of_the_fingerprint(store: TokenStore, chat_file
     with pytest.raises(UserError, match=r"other settings \(special_tokens\)"):
         prepare(other, tmp_path / "first")
     second = prepare(other, tmp_path / "second")
-    assert first.document(0)[0].tolist() != second.document(0)[0].tolist()
+    assert first.document(0).input_ids.tolist() != second.document(0).input_ids.tolist()
 
 
 def test_every_row_is_in_the_store_or_in_the_rejects(tmp_path: Path) -> None:
@@ -159,7 +160,7 @@ def test_every_row_is_in_the_store_or_in_the_rejects(tmp_path: Path) -> None:
 def test_a_trained_tokenizer_takes_the_template_that_is_given(chat_file: Path, tmp_path: Path) -> None:
     (tmp_path / "other.jinja").write_text(CHATML.replace("<|im_start|>", "<|endoftext|>"), encoding="utf-8")
     finished = prepare(config(chat_file, chat_template=str(tmp_path / "other.jinja")), tmp_path / "tokens")
-    assert finished.document(0)[0][0] == 0  # <|endoftext|>
+    assert finished.document(0).input_ids[0] == 0  # <|endoftext|>
 
 
 def test_no_document_at_all_is_an_error_with_the_reasons(tmp_path: Path) -> None:

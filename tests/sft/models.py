@@ -26,7 +26,8 @@ def tiny_llama(tied: bool, vocab_size: int = 400) -> LlamaForCausalLM:
 
 def loss_alone(model: LlamaForCausalLM, store: TokenStore, document: int) -> torch.Tensor:
     """Sum of cross-entropies over a document's trained tokens: alone in its row, by plain transformers and torch."""
-    ids, runs = store.document(document)
+    stored = store.document(document)
+    ids, runs = stored.input_ids, stored.mask_runs
     input_ids = torch.tensor(ids.astype("int64"))[None]
     trained = torch.repeat_interleave(torch.arange(len(runs)) % 2 == 1, torch.tensor(runs))
     logits = model(input_ids).logits[0, :-1]

@@ -15,7 +15,8 @@ def test_a_row_is_its_documents_end_to_end(store: TokenStore, plan: PackPlan) ->
         documents = [store.document(int(number)) for number in plan.train.packs[pack]]
         starts = batch.borders.tolist()
         assert len(starts) == len(documents) + 1
-        for (ids, runs), start, end in zip(documents, starts, starts[1:], strict=False):
+        for document, start, end in zip(documents, starts, starts[1:], strict=False):
+            ids, runs = document.input_ids, document.mask_runs
             trained = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
             labels = [int(i) if t else IGNORE for i, t in zip(ids[1:], trained[1:], strict=True)]
             assert batch.input_ids[0, start:end].tolist() == ids.tolist()
@@ -24,7 +25,7 @@ def test_a_row_is_its_documents_end_to_end(store: TokenStore, plan: PackPlan) ->
         borders_inside += len(documents) - 1
         assert int((batch.labels != IGNORE).sum()) == plan.train.trained[pack]
         assert batch.tokens == plan.train.tokens[pack] == batch.input_ids.shape[1]
-        assert batch.longest == max(len(ids) for ids, _ in documents)
+        assert batch.longest == max(len(document.input_ids) for document in documents)
     assert borders_inside > 50, "without packs of several documents this test proves nothing"
 
 
