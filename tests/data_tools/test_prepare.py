@@ -188,7 +188,7 @@ def test_two_preparations_of_one_store_do_not_meet(data_config: DataConfig, tmp_
 def test_a_unit_is_a_pure_function_of_its_rows(store: TokenStore, data_config: DataConfig, tmp_path: Path) -> None:
     """Made last instead of first, by a maker that made others before: the same shard."""
     sources = resolve_sources(data_config.sources, tmp_path)
-    units = work_units(sources, data_config.rows_per_shard)
+    units = work_units(sources, 64)
     shutil.copytree(store.folder / "tokenizer", tmp_path / "tokenizer")
     (tmp_path / "shards").mkdir()
     (tmp_path / "units").mkdir()
