@@ -1,40 +1,39 @@
-"""Conversation → text and the spans of it that the model learns, side by side so that they cannot drift.
+"""Conversation → text and the spans of it that the model learns, side by side so that they cannot drift."""
 
-    text   <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHello!<|im_end|>\\n
-    spans                                                          [Hello!<|im_end|>]
-
-Spans come from the template's own `{% generation %}` tags where it has them, else from the difference between the text
-rendered up to a turn and the text rendered with it. Never from searching for known strings.
-"""
-
+import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import date, datetime, time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
 
-import jinja2
-from transformers.utils.chat_template_utils import _compile_jinja_template, _render_with_assistant_indices
-
+from data_tools.chat_text import ByteSpan, RenderedChat
+from data_tools.config import DataConfig
 from data_tools.errors import RowError, UserError
-from data_tools.formats import Conversation, Message
+from data_tools.formats import Conversation
+from data_tools.messages import Message
+from data_tools.skeleton import Skeletons
+from data_tools.template import CharSpan, JinjaTemplate
+from data_tools.turns import RewriteError, TurnFinder, check_tools
 
-Span = tuple[int, int]
-"""Characters [start, end) of the rendered text."""
-
-_GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-
-_TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What a template, which is a small program, may raise on a row that it was not written for."""
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"  # Unicode's noncharacters: never in exchanged text
+_MARKED = re.compile(f"{_OPEN}(.*?){_CLOSE}|[{_OPEN}{_CLOSE}]", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class RenderedChat:
-    """The whole conversation as the model sees it, and the parts it learns, in order and apart."""
+class Learning:
+    """What of a conversation is learnt; the settings of the same names in `data`."""
 
-    text: str
-    spans: list[Span]
+    train_on: str = "assistant"
+    train_end_of_turn: bool = True
+    train_headers: bool = False
+    on_rewrite: str = "error"
+    control_tokens: str = "keep"
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "Learning":
+        """Collect them from the `data` section."""
+        return cls(data.train_on, data.train_end_of_turn, data.train_headers, data.on_rewrite, data.control_tokens)
 
 
 class ChatTemplate:
@@ -44,31 +43,53 @@ class ChatTemplate:
         source: the Jinja text.
         special_tokens: `bos_token`, `eos_token`, … as the tokenizer hands them to its template.
         today: what `strftime_now` answers.
+        learning: what of a conversation is learnt.
+        control_tokens: texts that the tokenizer reads as one special token.
     """
 
-    def __init__(self, source: str, special_tokens: dict[str, Any], today: date) -> None:
-        self.source = source
-        self.has_generation_tags = bool(_GENERATION_TAG.search(source))
-        try:
-            self._compiled = _compile_jinja_template(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise UserError(f"the chat template is not valid Jinja: line {error.lineno}: {error.message}") from None
-        self._context = {**special_tokens, "strftime_now": _frozen_strftime(today)}
-        self.end_of_turn = self._find_end_of_turn()
+    def __init__(
+        self,
+        source: str,
+        special_tokens: dict[str, Any],
+        today: date,
+        learning: Learning = Learning(),
+        control_tokens: Sequence[str] = (),
+    ) -> None:
+        self.learning = learning
+        self.template = JinjaTemplate(source, special_tokens, today)
+        self.end_of_turn = self.template.end_of_turn
+        named = [token for token in special_tokens.values() if isinstance(token, str)]
+        ends = {*control_tokens, *named, self.end_of_turn or ""} - {""}
+        self._finder = TurnFinder(
+            self.template, learning.train_headers, learning.train_end_of_turn, tuple(sorted(ends))
+        )
+        self._control = re.compile("|".join(re.escape(token) for token in sorted(control_tokens, reverse=True)))
+        self._guards = bool(control_tokens) and learning.control_tokens != "keep"
+        self._skeletons = Skeletons(self.template, self._render_whole)
 
-    def render(self, conversation: Conversation) -> RenderedChat:
-        """Render a whole conversation and find what the model learns of it: the assistant's turns with their end.
+    def render(self, conversation: Conversation) -> list[RenderedChat]:
+        """Render a conversation and find what the model learns of it; several documents for `split_turns`.
 
         Raises:
             RowError: the template refuses the conversation, rewrites earlier turns, or loses an answer.
         """
-        if self.has_generation_tags:
-            text, spans = self._render_tagged(conversation)
-        else:
-            text, spans = self._render_by_prefixes(conversation)
-        spans = _merge_touching(spans)
-        self._prove(conversation, text, spans)
-        return RenderedChat(text, spans)
+        if self._skeletons.proved and (chat := self._render_fast(conversation)):
+            return [chat]
+        return self.render_with_jinja(conversation)
+
+    def render_with_jinja(self, conversation: Conversation) -> list[RenderedChat]:
+        """What `render` gives, the slow and general way."""
+        conversation = self._guarded(conversation) if self._guards else conversation
+        try:
+            return [self._render_whole(conversation)]
+        except RewriteError as error:
+            if self.learning.on_rewrite == "error":
+                hint = "data.on_rewrite=last_turn or split_turns learns from such chats"
+                raise RowError(f"{error}; {hint}") from None
+        wanted = self._wanted(conversation)
+        if self.learning.on_rewrite == "last_turn":
+            wanted = dict([list(wanted.items())[-1]])
+        return [self._render_last(conversation, number, weight) for number, weight in wanted.items()]
 
     def prompt(self, messages: list[Message], **arguments: Any) -> str:
         """Render messages followed by the header of the assistant's next turn.
@@ -76,105 +97,184 @@ class ChatTemplate:
         Raises:
             UserError: the template refuses them.
         """
+        conversation = Conversation(messages, template_arguments=arguments)
         try:
-            return self._text(
-                Conversation(messages, template_arguments=arguments), messages, add_generation_prompt=True
-            )
+            return self.template.text(conversation, messages, add_generation_prompt=True)
         except RowError as error:
             raise UserError(f"cannot ask {messages[-1]['content'][:60]!r}: {error}") from None
 
-    def _render_tagged(self, conversation: Conversation) -> tuple[str, list[Span]]:
+    def prove_prompt(self, conversation: Conversation) -> bool:
+        """Whether no learnt turn begins before the messages that ask for it end, where the template lets it be seen.
+
+        Raises:
+            UserError: one does.
+        """
+        if self.learning.train_on == "all":
+            return False
+        conversation = self._guarded(conversation) if self._guards else conversation
         try:
-            text, spans = _render_with_assistant_indices(
-                compiled_template=self._compiled,
-                messages=conversation.messages,
-                tools=conversation.tools,
-                documents=None,
-                add_generation_prompt=False,
-                **self._arguments(conversation),
-            )
-            text.encode()  # half of a surrogate pair is valid JSON, but no text
-        except _TEMPLATE_ERRORS as error:
-            raise RowError(f"the chat template refuses the conversation: {error}") from None
-        return text, spans
-
-    def _render_by_prefixes(self, conversation: Conversation) -> tuple[str, list[Span]]:
-        """A turn is what rendering one message more adds to the text that asks for it (proved for every turn)."""
-        messages = conversation.messages
-        text = self._text(conversation, messages)
-        spans: list[Span] = []
-        for number, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before = self._text(conversation, messages[:number], add_generation_prompt=True)
-            through = self._text(conversation, messages[: number + 1])
-            if not (text.startswith(before) and text.startswith(through)):
-                raise RowError(f"the chat template rewrites earlier turns: message {number} has no fixed place")
-            spans.append((len(before), self._turn_end(through, len(before))))
-        return text, spans
-
-    def _turn_end(self, through: str, start: int) -> int:
-        """Cut the line break that templates write after the end-of-turn token: the model never has to say it."""
-        if self.end_of_turn and (found := through.rfind(self.end_of_turn, start)) >= 0:
-            end = found + len(self.end_of_turn)
-            if not through[end:].strip():
-                return end
-        return len(through)
-
-    def _prove(self, conversation: Conversation, text: str, spans: list[Span]) -> None:
-        """Every answer is inside the trained text, in order, and the end of the last one is, or the row is refused."""
-        trained = "".join(text[start:end] for start, end in spans)
-        position = 0
-        for number, message in enumerate(conversation.messages):
-            if message["role"] == "assistant":
-                answer = message.get("content", "").strip()
-                position = trained.find(answer, position) + len(answer)
-                if position < len(answer):
-                    raise RowError(f"the trained text does not contain the answer of message {number}")
-        if not spans:
-            raise RowError("nothing to learn: the template renders no answer")
-        start, end = spans[-1]
-        if self.end_of_turn and self.end_of_turn not in text[start:end]:
-            raise RowError(f"the end of the last turn ({self.end_of_turn}) is not trained: a model would never stop")
-
-    def _text(self, conversation: Conversation, messages: list[Message], add_generation_prompt: bool = False) -> str:
-        try:
-            text: str = self._compiled.render(
-                messages=messages,
-                tools=conversation.tools,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._arguments(conversation),
-            )
-            text.encode()  # half of a surrogate pair is valid JSON, but no text
-        except _TEMPLATE_ERRORS as error:
-            raise RowError(f"the chat template refuses the conversation: {error}") from None
-        return text
-
-    def _arguments(self, conversation: Conversation) -> dict[str, Any]:
-        return {**self._context, **conversation.template_arguments}
-
-    def _find_end_of_turn(self) -> str | None:
-        """What follows an answer in the text, up to the line break: `<|im_end|>`, `</s>`, `<|eot_id|>`, …"""
-        probe = "shardtune-probe-answer"
-        messages = [{"role": "user", "content": "Question?"}, {"role": "assistant", "content": probe}]
-        try:
-            text = self._text(Conversation(messages), messages)
+            text, turns = self._finder.find(conversation, list(self._wanted(conversation)))
+            asked = [
+                (turn, self.template.text(conversation, conversation.messages[: turn.message]))
+                for turn in turns
+                if turn.message
+            ]
         except RowError:
-            return None  # a template that wants more than two plain messages
-        after = text.rpartition(probe)[2].split("\n")[0].strip()
-        return after or None
+            return False  # rewritten, or a template that refuses unfinished conversations
+        for turn, before in asked:
+            if text.startswith(before) and turn.span[0] < len(before):
+                raise UserError(f"the template's generation tags enclose what asks for message {turn.message}")
+        return True
+
+    def _render_fast(self, conversation: Conversation) -> RenderedChat | None:
+        """By its skeleton, where a conversation is nothing but roles and contents that are not blank."""
+        contents = []
+        for message in conversation.messages:
+            content = message.get("content")
+            if len(message) != 2 or not content or content.isspace():
+                return None
+            contents.append(content)
+        if self._guards and any(self._control.search(content) for content in contents):
+            return None
+        roles = tuple([message["role"] for message in conversation.messages])
+        skeleton = self._skeletons.of(conversation, roles)
+        try:
+            return skeleton.fill(contents) if skeleton else None
+        except UnicodeEncodeError:
+            raise RowError(_NO_UNICODE) from None
+
+    def _render_whole(self, conversation: Conversation) -> RenderedChat:
+        """One document: the whole conversation with every wanted turn."""
+        wanted = self._wanted(conversation)
+        if self.learning.train_on == "all":
+            text = self.template.text(conversation, conversation.messages)
+            spans, weights = [(0, len(text))], None
+        else:
+            text, turns = self._finder.find(conversation, list(wanted))
+            spans = [turn.span for turn in turns]
+            weights = [1.0 if turn.message is None else wanted[turn.message] for turn in turns]
+        check_tools(self.template, conversation, text)
+        return _in_bytes(text, spans, None if weights is None or set(weights) <= {1.0} else weights)
+
+    def _render_last(self, conversation: Conversation, number: int, weight: float) -> RenderedChat:
+        """The conversation up to one turn, and that turn learnt."""
+        cut = replace(conversation, messages=conversation.messages[: number + 1])
+        text, turns = self._finder.find(cut, [number])
+        check_tools(self.template, cut, text)
+        chat = _in_bytes(text, [turn.span for turn in turns], None if weight == 1 else [weight] * len(turns))
+        return replace(chat, rewritten=True)
+
+    def _wanted(self, conversation: Conversation) -> dict[int, float]:
+        """The messages that are learnt, and how much."""
+        messages = conversation.messages
+        speakers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        speakers = [number for number in speakers if number >= (conversation.completion_from or 0)]
+        match self.learning.train_on:
+            case "last_assistant":
+                speakers = speakers[-1:]
+            case "completion" if conversation.completion_from is None:
+                asked = max((n for n, message in enumerate(messages) if message["role"] == "user"), default=-1)
+                speakers = [number for number in speakers if number > asked]
+            case "all" if conversation.weights:
+                raise RowError("`weight` and `train` of messages need another data.train_on than all")
+        weights = conversation.weights or [1.0] * len(messages)
+        return {number: weights[number] for number in speakers if weights[number] > 0}
+
+    def _guarded(self, conversation: Conversation) -> Conversation:
+        """Find control tokens in what rows say; reject the row, or mark them so that they stay text.
+
+        Raises:
+            RowError: there is one, and `control_tokens` is `reject`.
+        """
+        said = [conversation.messages, conversation.tools, conversation.template_arguments]
+        strings = json.dumps(said, ensure_ascii=False)
+        if _OPEN in strings or _CLOSE in strings:
+            raise RowError("the text has one of Unicode's noncharacters U+FDD0 and U+FDD1, which stand for nothing")
+        if self.learning.control_tokens == "reject":
+            if found := self._control.search(strings):
+                raise RowError(f"the text has the control token {found[0]!r}, and data.control_tokens is reject")
+            return conversation
+        return replace(
+            conversation,
+            messages=[
+                {key: value if key == "role" else self._marked(value) for key, value in message.items()}
+                for message in conversation.messages
+            ],
+            tools=self._marked(conversation.tools),
+            template_arguments=self._marked(conversation.template_arguments),
+        )
+
+    def _marked(self, value: Any) -> Any:
+        match value:
+            case str():
+                return self._control.sub(lambda match: f"{_OPEN}{match[0]}{_CLOSE}", value)
+            case dict():
+                return {key: self._marked(item) for key, item in value.items()}
+            case list():
+                return [self._marked(item) for item in value]
+            case _:
+                return value
 
 
-def _frozen_strftime(today: date) -> Callable[[str], str]:
-    return datetime.combine(today, time(0)).strftime
+_NO_UNICODE = "a message has half of a surrogate pair, which is no Unicode text"
 
 
-def _merge_touching(spans: list[Span]) -> list[Span]:
-    merged: list[Span] = []
-    for start, end in spans:
-        if merged and start <= merged[-1][1]:
+def _in_bytes(text: str, spans: list[CharSpan], weights: list[float] | None) -> RenderedChat:
+    """Characters → UTF-8 bytes; marks of literal control tokens are taken out."""
+    literals: list[CharSpan] = []
+    if _OPEN in text or _CLOSE in text:
+        text, spans, literals = _without_marks(text, spans)
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError:
+        raise RowError(_NO_UNICODE) from None
+    merged, kept = _merge_touching(spans, weights)
+    if len(encoded) == len(text):
+        return RenderedChat(encoded, merged, kept, tuple(literals))
+    return RenderedChat(encoded, _byte_spans(text, merged), kept, tuple(_byte_spans(text, literals)))
+
+
+def _byte_spans(text: str, spans: Sequence[CharSpan]) -> list[ByteSpan]:
+    borders = []
+    position = byte = 0
+    for border in (border for span in spans for border in span):
+        byte += len(text[position:border].encode())
+        position = border
+        borders.append(byte)
+    return list(zip(borders[::2], borders[1::2], strict=True))
+
+
+def _without_marks(text: str, spans: list[CharSpan]) -> tuple[str, list[CharSpan], list[CharSpan]]:
+    pieces: list[str] = []
+    literals: list[CharSpan] = []
+    removed: list[tuple[int, int]] = []  # (position in the marked text, characters taken out up to there)
+    position = out = 0
+    for match in _MARKED.finditer(text):
+        pieces += [text[position : match.start()], match[1] or ""]
+        out += 1
+        removed.append((match.start(), out))
+        start = match.start() - out + 1
+        literals.append((start, start + len(match[1] or "")))
+        if match[1] is not None:
+            out += 1
+            removed.append((match.end() - 1, out))
+        position = match.end()
+    pieces.append(text[position:])
+
+    def moved(border: int) -> int:
+        return border - max((count for place, count in removed if place < border), default=0)
+
+    return "".join(pieces), [(moved(start), moved(end)) for start, end in spans], literals
+
+
+def _merge_touching(spans: list[CharSpan], weights: list[float] | None) -> tuple[list[CharSpan], list[float] | None]:
+    """Neighbours that are learnt alike become one span; empty spans go."""
+    merged: list[CharSpan] = []
+    kept: list[float] = []
+    for (start, end), weight in zip(spans, weights or [1.0] * len(spans), strict=True):
+        if merged and start <= merged[-1][1] and weight == kept[-1]:
             merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
         elif end > start:
             merged.append((start, end))
-    return merged
+            kept.append(weight)
+    return merged, kept if weights is not None else None

@@ -1,26 +1,30 @@
 """One unit of work → one shard: a plain class that Ray actors and the in-process path share."""
 
-import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from data_tools.chat import ChatTemplate, RenderedChat
-from data_tools.encode import Document, Encoder
+from data_tools.chat import ChatTemplate, Learning
+from data_tools.chat_text import RenderedChat
+from data_tools.config import SourceConfig
+from data_tools.encode import Documents, Encoder
 from data_tools.errors import RowError
-from data_tools.formats import to_conversation
+from data_tools.formats import Conversation, PlainText, RowReader, Tokens
+from data_tools.proofs import Proofs
 from data_tools.sources import Row, WorkUnit, read_rows
 from data_tools.store import INDEX_SCHEMA, file_digest, shard_name, shard_schema, write_arrow, write_json
-from data_tools.tokenizer import load_tokenizer, vocabulary_size
+from data_tools.tokenizer import PlainTextFrame, control_tokens, load_tokenizer, vocabulary_size
 
-_ROWS_AT_ONCE = 512
+_ROWS_AT_ONCE = 1024
+_BYTES_AT_ONCE = 2**23
+
+Kind = Literal["rejected", "dropped"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Reject:
 
     file: str
     row: int
-    kind: Literal["rejected", "dropped"]
+    kind: Kind
     """`rejected` rows are not what they should be; `dropped` rows are fine, but leave nothing to train on."""
     reason: str
 
@@ -42,123 +46,182 @@ class UnitRecord:
     unit: int
     source: int
     rows: int
+    rows_out: int
     documents: int
     tokens: int
     trained_tokens: int
+    rewritten: int
+    """Rows whose earlier turns the template rewrites, of which `data.on_rewrite` kept what can be learnt."""
+    proved: dict[str, int]
+    """How many documents each proof was made for."""
     blake3: str
     rejects: list[Reject]
 
 
+@dataclass(frozen=True)
+class Making:
+    """Everything that a maker of documents needs to know."""
+
+    store: Path
+    """Its tokenizer is already there."""
+    fingerprint: str
+    """Of the whole preparation, written into records."""
+    template_date: date
+    learning: Learning
+    sources: tuple[SourceConfig, ...]
+    """In the manifest's order, with their formats."""
+    engine: str
+    """What encodes: `gigatoken` or `tokenizers`."""
+
+
+@dataclass
+class _Tally:
+    """What is counted while a unit is made."""
+
+    rows_out: int = 0
+    rewritten: int = 0
+    rejects: list[Reject] = field(default_factory=list)
+    index: list[pa.RecordBatch] = field(default_factory=list)
+
+
 class DocumentMaker:
-    """Makes shards. Holds the tokenizer and nothing that changes: any unit, in any order, gives the same bytes.
+    """Makes shards. Holds the tokenizer and nothing that changes: any unit, in any order, gives the same bytes."""
 
-    Args:
-        store: the folder of the store; its tokenizer is already there.
-        fingerprint: of the whole preparation, written into records.
-        template_date: what `strftime_now` answers.
-    """
-
-    def __init__(self, store: Path, fingerprint: str, template_date: date) -> None:
-        self.store = store
-        self.fingerprint = fingerprint
-        tokenizer = load_tokenizer(str(store / "tokenizer"))
-        self.template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens_map, template_date)
-        self.encoder = Encoder(tokenizer)
-        self.schema = shard_schema(vocabulary_size(tokenizer))
+    def __init__(self, making: Making) -> None:
+        self._making = making
+        tokenizer = load_tokenizer(str(making.store / "tokenizer"))
+        self._template = ChatTemplate(
+            str(tokenizer.chat_template),
+            tokenizer.special_tokens_map,
+            making.template_date,
+            making.learning,
+            control_tokens(tokenizer),
+        )
+        self._encoder = Encoder(tokenizer, making.engine)
+        self._frame = PlainTextFrame(tokenizer)
+        self._readers = [RowReader(source) for source in making.sources]
+        self._vocab_size = vocabulary_size(tokenizer)
+        self._schema = shard_schema(self._vocab_size)
 
     def make_shard(self, unit: WorkUnit) -> UnitRecord:
         """Read, render, encode and write one unit; finished units are left as they are."""
-        if finished := read_record(self.store, unit.number, self.fingerprint):
+        store = self._making.store
+        if finished := read_record(store, unit.number, self._making.fingerprint):
             return finished
-        documents: list[Document] = []
-        rows: list[int] = []
-        rejects: list[Reject] = []
-        numbered = enumerate(read_rows(unit), start=unit.first_row)
-        while chunk := list(islice(numbered, _ROWS_AT_ONCE)):
-            for row, made in self._make_documents(chunk):
-                if isinstance(made, Document):
-                    rows.append(row - unit.first_row + unit.source_row)
-                    documents.append(made)
-                else:
-                    kind, reason = made
-                    rejects.append(Reject(str(unit.file), row, kind, reason))
-        return self._write(unit, documents, rows, rejects)
-
-    def _make_documents(
-        self, rows: list[tuple[int, Row]]
-    ) -> Iterator[tuple[int, Document | tuple[Literal["rejected", "dropped"], str]]]:
-        """Render row by row, encode together; in the order of the rows."""
-        rendered = [self._render(row) for _, row in rows]
-        documents = iter(self.encoder.encode([chat for chat in rendered if isinstance(chat, RenderedChat)]))
-        for (number, _), chat in zip(rows, rendered, strict=True):
-            if isinstance(chat, RowError):
-                yield number, ("rejected", str(chat))
-                continue
-            document = next(documents)
-            if document.trained:
-                yield number, document
-            else:
-                yield number, ("dropped", "nothing to train on")
-
-    def _render(self, row: Row) -> RenderedChat | RowError:
-        if isinstance(row, RowError):
-            return row
-        try:
-            return self.template.render(to_conversation(row))
-        except RowError as error:
-            return error
-
-    def _write(self, unit: WorkUnit, documents: list[Document], rows: list[int], rejects: list[Reject]) -> UnitRecord:
-        shard = self.store / shard_name(unit.number)
-        write_arrow(shard, self.schema, [self._shard_batch(unit, documents, rows)])
-        write_arrow(_index_path(self.store, unit.number), INDEX_SCHEMA, [_index_batch(unit, documents)])
+        tally, proofs = _Tally(), Proofs(self._template, self._encoder)
+        shard = store / shard_name(unit.number)
+        write_arrow(shard, self._schema, self._batches(unit, tally, proofs))
+        index = pa.Table.from_batches(tally.index, INDEX_SCHEMA).combine_chunks()
+        write_arrow(_index_path(store, unit.number), INDEX_SCHEMA, index.to_batches())
         record = UnitRecord(
-            fingerprint=self.fingerprint,
+            fingerprint=self._making.fingerprint,
             unit=unit.number,
             source=unit.source,
             rows=unit.rows,
-            documents=len(documents),
-            tokens=sum(len(document.input_ids) for document in documents),
-            trained_tokens=sum(document.trained for document in documents),
+            rows_out=tally.rows_out,
+            documents=len(index),
+            tokens=int(np.sum(index["length"].to_numpy(), dtype=np.int64)),
+            trained_tokens=int(np.sum(index["trained"].to_numpy(), dtype=np.int64)),
+            rewritten=tally.rewritten,
+            proved=proofs.counts,
             blake3=file_digest(shard),
-            rejects=rejects,
+            rejects=tally.rejects,
         )
-        write_json(_record_path(self.store, unit.number), asdict(record))
+        write_json(_record_path(store, unit.number), asdict(record))
         return record
 
-    def _shard_batch(self, unit: WorkUnit, documents: list[Document], rows: list[int]) -> pa.RecordBatch:
+    def _batches(self, unit: WorkUnit, tally: _Tally, proofs: Proofs) -> Iterator[pa.RecordBatch]:
+        """The unit's documents, some megabytes of text at a time."""
+        rows: list[int] = []
+        items: list[RenderedChat | Tokens] = []
+        size = 0
+        for position, row in enumerate(read_rows(unit)):
+            try:
+                made = self._make_items(row, unit.source, position, proofs)
+            except RowError as error:
+                tally.rejects.append(Reject(str(unit.file), unit.first_row + position, "rejected", str(error)))
+                continue
+            tally.rewritten += isinstance(made[0], RenderedChat) and made[0].rewritten
+            rows += [position] * len(made)
+            items += made
+            size += sum(len(item.text) if isinstance(item, RenderedChat) else 4 * len(item.trained) for item in made)
+            if len(rows) >= _ROWS_AT_ONCE or size >= _BYTES_AT_ONCE:
+                yield from self._batch(unit, rows, items, tally)
+                rows, items, size = [], [], 0
+        yield from self._batch(unit, rows, items, tally)
+
+    def _make_items(self, row: Row, source: int, position: int, proofs: Proofs) -> list[RenderedChat] | list[Tokens]:
+        """The documents of one row, not yet encoded.
+
+        Raises:
+            RowError: it becomes none.
+        """
+        if isinstance(row, RowError):
+            raise row
+        sample = self._readers[source].read(row)
+        match sample:
+            case Conversation():
+                chats = self._template.render(sample)
+                proofs.add(position, sample, chats)
+                return chats
+            case PlainText():
+                return [self._frame.render(sample, everything=self._making.learning.train_on == "all")]
+            case Tokens():
+                if sample.input_ids and not 0 <= min(sample.input_ids) <= max(sample.input_ids) < self._vocab_size:
+                    raise RowError(f"`input_ids` has ids outside the vocabulary of {self._vocab_size}")
+                return [sample]
+
+    def _batch(
+        self, unit: WorkUnit, rows: list[int], items: list[RenderedChat | Tokens], tally: _Tally
+    ) -> Iterator[pa.RecordBatch]:
+        if not items:
+            return
+        documents = self._encoder.encode(items)
+        positions = np.array(rows, np.int64)
+        kept = documents.trained > 0
+        with_document = set(positions[kept].tolist())
+        tally.rows_out += len(with_document)
+        for position in sorted(set(rows) - with_document):
+            number = unit.first_row + position
+            tally.rejects.append(Reject(str(unit.file), number, "dropped", "nothing to train on"))
+        batch = self._shard_batch(unit, documents, positions)
+        index = _index_batch(unit, documents)
+        if not kept.all():
+            batch, index = batch.filter(pa.array(kept)), index.filter(pa.array(kept))
+        tally.index.append(index)
+        yield batch
+
+    def _shard_batch(self, unit: WorkUnit, documents: Documents, positions: np.ndarray[Any, Any]) -> pa.RecordBatch:
+        token = self._schema.field("input_ids").type.value_type
+        assert documents.offsets[-1] < 2**31, "list offsets have 32 bits"
         columns = [
-            _list_array([document.input_ids for document in documents], self.schema.field("input_ids").type),
-            _list_array([document.mask_runs for document in documents], self.schema.field("mask_runs").type),
-            pa.array([None] * len(documents), pa.list_(pa.float32())),
-            pa.array([unit.source] * len(documents), pa.int16()),
-            pa.array(rows, pa.int64()),
+            _list_array(documents.ids.astype(token.to_pandas_dtype(), copy=False), documents.offsets),
+            _list_array(documents.masks.runs, documents.masks.offsets),
+            _weights_array(documents.run_weights),
+            pa.array(np.full(len(documents), unit.source, np.int16)),
+            pa.array(positions + unit.source_row),
         ]
-        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
 
-def _list_array(items: list[np.ndarray[Any, Any]], kind: pa.ListType) -> pa.ListArray:
-    offsets = np.concatenate([[0], np.cumsum([len(item) for item in items], dtype=np.int64)])
-    assert offsets[-1] < 2**31, "a shard holds fewer than 2^31 tokens: list offsets have 32 bits"
-    values = np.concatenate([np.empty(0, np.int32), *items])
-    return pa.ListArray.from_arrays(offsets.astype(np.int32), pa.array(values, kind.value_type), type=kind)
+def _list_array(values: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any]) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
 
 
-def _index_batch(unit: WorkUnit, documents: list[Document]) -> pa.RecordBatch:
+def _weights_array(weights: list[list[float] | None]) -> pa.Array:
+    kind = pa.list_(pa.float32())
+    return pa.array(weights, kind) if any(weights) else pa.nulls(len(weights), kind)
+
+
+def _index_batch(unit: WorkUnit, documents: Documents) -> pa.RecordBatch:
     columns = [
-        pa.array([len(document.input_ids) for document in documents], pa.int32()),
-        pa.array([document.trained for document in documents], pa.int32()),
-        pa.array([document.trained for document in documents], pa.float32()),
-        pa.array([unit.source] * len(documents), pa.int16()),
-        pa.array([_digest(document) for document in documents], pa.uint64()),
+        pa.array(np.diff(documents.offsets).astype(np.int32)),
+        pa.array(documents.trained),
+        pa.array(documents.weight),
+        pa.array(np.full(len(documents), unit.source, np.int16)),
+        pa.array(documents.digests()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=INDEX_SCHEMA)
-
-
-def _digest(document: Document) -> int:
-    """64 bits of the tokens: equal conversations are equal here, wherever they come from."""
-    ids = document.input_ids.astype("<i4").tobytes()
-    return int.from_bytes(hashlib.blake2b(ids, digest_size=8).digest(), "little")
 
 
 def _record_path(store: Path, unit: int) -> Path:
@@ -180,7 +243,7 @@ def read_record(store: Path, unit: int, fingerprint: str) -> UnitRecord | None:
     return UnitRecord(**{**facts, "rejects": [Reject(**reject) for reject in facts["rejects"]]})
 
 
-def read_unit_index(store: Path, unit: int) -> pa.RecordBatch:
+def read_unit_index(store: Path, unit: int) -> pa.Table:
     """The index rows of a finished unit."""
     with pa.OSFile(str(_index_path(store, unit))) as file:
-        return pa.ipc.open_file(file).get_batch(0)
+        return pa.ipc.open_file(file).read_all()

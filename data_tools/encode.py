@@ -1,71 +1,174 @@
-"""Text and trained spans → token ids and mask runs, exactly as the Hugging Face tokenizer encodes the whole text.
+"""Text and learnt spans → token ids and mask runs, exactly as the Hugging Face tokenizer encodes the whole text.
 
-A mask is stored as alternating run lengths, untrained first:
-
-    ids    [a b c d e f g]
-    mask   [. . . x x x .]      mask_runs  [3 3 1]
+Byte-level tokenizers write every byte of a text into exactly one token, so the lengths of tokens in bytes say where
+each begins, and the masks of a whole batch come from a few numpy calls. Texts that are not so simple (a normalizer
+changed them, control tokens are to stay text) and other tokenizers take the tokenizer's own character offsets.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerBase
 
-from data_tools.chat import RenderedChat, Span
+from data_tools.backends import load_gigatoken, plain_backend, token_lengths
+from data_tools.chat_text import ByteSpan, RenderedChat
+from data_tools.formats import Tokens
+from data_tools.masks import Masks, label_counts, mask_runs, token_borders
 
 
 @dataclass(frozen=True)
-class Document:
-    """The tokens of one conversation."""
+class Documents:
+    """The tokens of a batch of documents, end to end."""
 
-    input_ids: NDArray[np.int32]
-    mask_runs: NDArray[np.int32]
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    """[documents + 1], where each begins in `ids`."""
+    masks: Masks
+    run_weights: list[list[float] | None]
+    """For each document, one weight per trained run; None: all 1."""
+    trained: NDArray[np.int32]
+    """[documents] labels: trained tokens, less a trained first token, which nothing predicts."""
+    weight: NDArray[np.float32]
+    """[documents] sums of the weights of labels."""
 
-    @property
-    def trained(self) -> int:
-        """Labels that this document gives: its trained tokens, less a trained first token, which nothing predicts."""
-        first_is_trained = len(self.mask_runs) > 1 and self.mask_runs[0] == 0
-        return int(self.mask_runs[1::2].sum()) - int(first_is_trained)
+    def __len__(self) -> int:
+        return len(self.trained)
+
+    def mask(self, document: int) -> NDArray[np.bool_]:
+        """One bool a token of a document."""
+        runs = self.masks.runs[self.masks.offsets[document] : self.masks.offsets[document + 1]]
+        return np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+
+    def digests(self) -> NDArray[np.uint64]:
+        """64 bits of the tokens of each document: equal conversations are equal here, wherever they come from."""
+        ids = self.ids.astype("<i4", copy=False)
+        hashes = [xxhash.xxh3_64_intdigest(ids[start:end].data) for start, end in pairwise(self.offsets.tolist())]
+        return np.array(hashes, np.uint64)
 
 
 class Encoder:
-    """The tokenizer's own fast encoding with character offsets; never truncates, never adds a token."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        # A byte-level post-processor trims spaces off the offsets, which would move the borders of spans.
-        self._tokenizer.post_processor = processors.Sequence([])
-
-    def encode(self, chats: Sequence[RenderedChat]) -> list[Document]:
-        """Encode rendered chats; every token that holds a character of a trained span is trained."""
-        encodings = self._tokenizer.encode_batch([chat.text for chat in chats], add_special_tokens=False)
-        return [
-            Document(
-                np.array(encoding.ids, dtype=np.int32),
-                _mask_runs(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2), chat.spans),
-            )
-            for encoding, chat in zip(encodings, chats, strict=True)
-        ]
-
-
-def _mask_runs(offsets: NDArray[np.int64], spans: Sequence[Span]) -> NDArray[np.int32]:
-    """Character spans → run lengths of tokens.
-
-    A token may begin before its span (" Yes" of "ASSISTANT: Yes"): it is the only one that says the answer's first
-    word, so it is trained, as transformers does.
+    """Encodes like the tokenizer on whole texts; never truncates, never adds a token.
 
     Args:
-        offsets: [tokens, 2], first character and the one after the last; both columns ascend.
-        spans: of characters, ascending and apart.
+        tokenizer: whose ids are made; it will not truncate or add tokens any more.
+        engine: `gigatoken`, which was seen to agree with the tokenizer, or `tokenizers`.
     """
-    borders = np.array(spans, dtype=np.int64).reshape(-1, 2)
-    first = np.searchsorted(offsets[:, 1], borders[:, 0], side="right")
-    after_last = np.searchsorted(offsets[:, 0], borders[:, 1], side="left")
-    token_borders = np.maximum.accumulate(np.stack([first, after_last], axis=1).reshape(-1))
-    runs = np.diff(np.concatenate([[0], token_borders, [len(offsets)]])).astype(np.int32)
-    return runs[:-1] if len(runs) > 1 and runs[-1] == 0 else runs
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, engine: str = "tokenizers") -> None:
+        self._backend = plain_backend(tokenizer)
+        self._token_lengths = token_lengths(self._backend)
+        self._composes = self._backend.normalizer is not None
+        self._fast = load_gigatoken(self._backend) if engine == "gigatoken" else None
+
+    def encode(self, items: Sequence[RenderedChat | Tokens]) -> Documents:
+        """Encode rendered chats; every token that holds a byte of a learnt span is trained."""
+        simple = np.array([isinstance(item, RenderedChat) and self._is_simple(item) for item in items], np.bool_)
+        texts = [item.text if isinstance(item, RenderedChat) else b"" for item in items]
+        if self._token_lengths is None:
+            ids, offsets = np.empty(0, np.int32), np.zeros(len(items) + 1, np.int64)
+        else:
+            ids, offsets = self._ids(texts)
+        borders, counts = np.empty(0, np.int64), np.zeros(len(items), np.int64)
+        if self._token_lengths is not None:
+            ends = np.cumsum(self._token_lengths[ids])  # in bytes of the whole batch
+            text_ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+            reached = np.concatenate([[0], ends])[offsets]
+            simple &= np.diff(reached) == np.diff(text_ends, prepend=0)
+            spans = [item.spans if isinstance(item, RenderedChat) else [] for item in items]
+            counts = np.array([2 * len(each) for each in spans], np.int64)
+            flat = np.array([border for each in spans for span in each for border in span], np.int64)
+            flat += np.repeat(reached[:-1], counts)
+            borders = token_borders(ends, ends - self._token_lengths[ids], flat.reshape(-1, 2))
+        if not simple.all():
+            ids, offsets, borders, counts = self._replace(items, simple, ids, offsets, borders, counts)
+        masks = mask_runs(borders, counts, offsets)
+        weights = [item.weights if isinstance(item, RenderedChat) else None for item in items]
+        return Documents(ids, offsets, masks, weights, *label_counts(masks, _every_run(weights, masks)))
+
+    def encode_alone(self, item: RenderedChat | Tokens) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """The ids and the mask of one document by the tokenizer's own offsets, which is slow and sure."""
+        ids, borders = self._encode_one(item)
+        mask = np.zeros(len(ids) + 1, np.int8)
+        np.add.at(mask, borders, np.tile([1, -1], len(borders) // 2).astype(np.int8))
+        return ids, np.cumsum(mask[:-1]) > 0
+
+    def _is_simple(self, chat: RenderedChat) -> bool:
+        if chat.literals:
+            return False
+        return not self._composes or chat.text.isascii() or unicodedata.is_normalized("NFC", chat.text.decode())
+
+    def _ids(self, texts: list[bytes]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The ids of all texts end to end, and where each text begins."""
+        if self._fast is not None:
+            layout = self._fast.encode_batch(texts, parallel=False).layout
+            offsets = np.asarray(layout.offsets.data).astype(np.int64)
+            return np.asarray(layout.content.data)[offsets[0] : offsets[-1]].view(np.int32), offsets - offsets[0]
+        encodings = self._backend.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
+        each = [np.array(encoding.ids, np.int32) for encoding in encodings]
+        return np.concatenate([np.empty(0, np.int32), *each]), _offsets(each)
+
+    def _replace(
+        self,
+        items: Sequence[RenderedChat | Tokens],
+        simple: NDArray[np.bool_],
+        ids: NDArray[np.int32],
+        offsets: NDArray[np.int64],
+        borders: NDArray[np.int64],
+        counts: NDArray[np.int64],
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Encode the items that are not simple one by one, and put them into their places."""
+        each_ids = np.split(ids, offsets[1:-1])
+        each_borders = np.split(borders - np.repeat(offsets[:-1], counts), np.cumsum(counts)[:-1])
+        for number in np.flatnonzero(~simple).tolist():
+            each_ids[number], each_borders[number] = self._encode_one(items[number])
+        new_offsets, new_counts = _offsets(each_ids), np.array([len(each) for each in each_borders], np.int64)
+        new_borders = np.concatenate(each_borders) + np.repeat(new_offsets[:-1], new_counts)
+        return np.concatenate(each_ids).astype(np.int32, copy=False), new_offsets, new_borders, new_counts
+
+    def _encode_one(self, item: RenderedChat | Tokens) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The ids of one document, and the borders of its trained tokens."""
+        if isinstance(item, Tokens):
+            changes = np.flatnonzero(np.diff(np.array([False, *item.trained, False], np.int8)))
+            return np.array(item.input_ids, np.int32), changes.astype(np.int64)
+        text = item.text.decode()
+        edges = [0, *(edge for literal in item.literals for edge in literal), len(item.text)]
+        ids: list[int] = []
+        places: list[tuple[int, int]] = []
+        for number, (start, end) in enumerate(pairwise(edges)):  # odd pieces are text that looks like control tokens
+            self._backend.encode_special_tokens = bool(number % 2)  # as any other text
+            encoding = self._backend.encode(item.text[start:end].decode(), add_special_tokens=False)
+            before = len(item.text[:start].decode())
+            ids += encoding.ids
+            places += [(first + before, last + before) for first, last in encoding.offsets]
+        self._backend.encode_special_tokens = False
+        offsets = np.array(places, np.int64).reshape(-1, 2)
+        return np.array(ids, np.int32), token_borders(offsets[:, 1], offsets[:, 0], _in_characters(text, item))
+
+
+def _in_characters(text: str, item: RenderedChat) -> NDArray[np.int64]:
+    """Spans of bytes → [spans, 2] of characters."""
+    spans: list[ByteSpan] = item.spans
+    if len(text) != len(item.text):
+        spans = [(len(item.text[:start].decode()), len(item.text[:end].decode())) for start, end in spans]
+    return np.array(spans, np.int64).reshape(-1, 2)
+
+
+def _every_run(weights: list[list[float] | None], masks: Masks) -> NDArray[np.float32] | None:
+    """Weights of trained runs → of all runs; None when all are 1."""
+    if not any(weights):
+        return None
+    every = np.ones(len(masks.runs), np.float32)
+    for document, own in enumerate(weights):
+        if own:
+            start, end = masks.offsets[document : document + 2]
+            every[start + 1 : end : 2] = own
+    return every
+
+
+def _offsets(each: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum([len(ids) for ids in each], dtype=np.int64)])

@@ -1,81 +1,212 @@
-"""Rows as people store them → one `Conversation`."""
+"""Rows as people store them → a conversation, plain text, or tokens.
 
-import json
+    messages           {"messages": [{"role": "user", "content": …}, …], "tools": …, "chat_template_kwargs": …}
+    sharegpt           {"conversations": [{"from": "human", "value": …}, …], "system": …, "tools": …}
+    prompt_completion  {"prompt": …, "completion": …}                       both texts, or both lists of messages
+    instruction        {"instruction": …, "input": …, "output" | "response": …, "system": …, "history": …}
+    text               {"text": …}
+    tokens             {"input_ids": …, "labels" | "assistant_masks" | "completion_mask" | "loss_mask": …}
+
+The format is told by the columns of a source's first row, after `columns` and `function` of its configuration.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_tools.errors import RowError
+from data_tools.columns import compose_columns, load_function
+from data_tools.config import SourceConfig
+from data_tools.errors import RowError, UserError
+from data_tools.messages import ROLES, Message, is_plain, message_list, parsed_json, plain_message, read_messages
 
-Message = dict[str, Any]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """One chat, ready for a template: messages with `role` and `content`, tool schemas, arguments of the template."""
+    """One chat, ready for a template."""
 
     messages: list[Message]
-    tools: list[dict[str, Any]] | None = None
+    """With `role` and `content`, as the template is to see them."""
+    tools: list[Any] | None = None
     template_arguments: dict[str, Any] = field(default_factory=dict)
+    weights: list[float] | None = None
+    """How much each message is learnt, where rows say so; None: all alike."""
+    completion_from: int | None = None
+    """The first message of the completion, where rows part it from the prompt."""
 
 
-def to_conversation(row: dict[str, Any]) -> Conversation:
-    """Read a row with a `messages` column, and `tools` and `chat_template_kwargs` where it has them.
+@dataclass(frozen=True)
+class PlainText:
+    """Text without a template: the completion is learnt, the prompt before it is not."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A row that is tokenized already."""
+
+    input_ids: list[int]
+    trained: list[bool]
+
+
+Sample = Conversation | PlainText | Tokens
+
+
+_MASK_COLUMNS = ("assistant_masks", "completion_mask", "loss_mask")
+
+
+class RowReader:
+    """Reads the rows of one source, whose configuration names the format.
 
     Raises:
-        RowError: the row is not a conversation, or has nothing for the model to learn.
+        UserError: `function` does not work.
     """
-    if "messages" not in row:
-        raise RowError(f"no `messages` column; the columns are {', '.join(sorted(row)) or 'none'}")
-    messages = [_message(raw, number) for number, raw in enumerate(_messages(row["messages"]))]
-    if not any(message["role"] == "assistant" for message in messages):
-        raise RowError("no assistant turn: there is nothing to learn")
-    return Conversation(messages, _tools(row.get("tools")), _template_arguments(row.get("chat_template_kwargs")))
+
+    def __init__(self, source: SourceConfig) -> None:
+        self._function = load_function(source.function) if source.function else None
+        self._columns = source.columns
+        self._roles = {**ROLES, **{name.lower(): role for name, role in source.roles.items()}}
+        self._read: Callable[[Row], Sample] = {
+            "messages": self._messages_row,
+            "sharegpt": self._sharegpt_row,
+            "prompt_completion": self._prompt_completion_row,
+            "instruction": self._instruction_row,
+            "text": _text_row,
+            "tokens": _tokens_row,
+        }[source.format]
+
+    def read(self, row: Row) -> Sample:
+        """One row of the source.
+
+        Raises:
+            RowError: the row is not what the format says, or has nothing to learn.
+        """
+        return self._read(self._adapted(row) if self._columns or self._function else row)
+
+    def _adapted(self, row: Row) -> Row:
+        return adapted(row, self._function, self._columns)
+
+    def _messages_row(self, row: Row) -> Conversation:
+        if "messages" not in row:
+            raise RowError(f"no `messages` column; the columns are {', '.join(sorted(row)) or 'none'}")
+        return self._conversation(row, row["messages"], "messages")
+
+    def _sharegpt_row(self, row: Row) -> Conversation:
+        column = "conversations" if "conversations" in row else "conversation"
+        if column not in row:
+            raise RowError(f"no `conversations` column; the columns are {', '.join(sorted(row)) or 'none'}")
+        return self._conversation(row, row[column], column)
+
+    def _conversation(self, row: Row, value: Any, column: str) -> Conversation:
+        raw = message_list(value, column)
+        system = _text(row, "system", "") if column != "messages" else ""
+        if not system and is_plain(raw):
+            messages, weights = raw, None
+        else:
+            messages, weights = read_messages([*_system(system), *raw], self._roles)
+        if not any(message["role"] == "assistant" for message in messages):
+            raise RowError("no assistant turn: there is nothing to learn")
+        tools, arguments = row.get("tools"), row.get("chat_template_kwargs")
+        if tools is None and arguments is None:
+            return Conversation(messages, None, {}, weights)
+        return Conversation(messages, _tools(tools), _template_arguments(arguments), weights)
+
+    def _prompt_completion_row(self, row: Row) -> Sample:
+        prompt, completion = row.get("prompt"), row.get("completion")
+        if isinstance(completion, str) and (prompt is None or isinstance(prompt, str)):
+            return PlainText(prompt or "", completion)
+        asked = message_list(prompt, "prompt") if not isinstance(prompt, str) else [plain_message("user", prompt)]
+        answered = (
+            message_list(completion, "completion")
+            if not isinstance(completion, str)
+            else [plain_message("assistant", completion)]
+        )
+        messages, weights = read_messages([*asked, *answered], self._roles)
+        return Conversation(
+            messages,
+            _tools(row.get("tools")),
+            _template_arguments(row.get("chat_template_kwargs")),
+            weights,
+            len(asked),
+        )
+
+    def _instruction_row(self, row: Row) -> Conversation:
+        question = "\n\n".join(part for part in (_text(row, "instruction"), _text(row, "input", "")) if part)
+        answer = _text(row, "output" if row.get("output") is not None else "response")
+        earlier = [
+            plain_message(role, str(text))
+            for pair in row.get("history") or []
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+        system = _system(_text(row, "system", ""))
+        return Conversation([*system, *earlier, plain_message("user", question), plain_message("assistant", answer)])
 
 
-def _messages(value: Any) -> list[Any]:
-    if isinstance(value, str):
-        value = _parse_json(value, "messages")
-    if not isinstance(value, list) or not value:
-        raise RowError("`messages` is not a list of messages" if value else "`messages` is empty")
-    return value
+def adapted(row: Row, function: Callable[[Row], Row] | None, columns: dict[str, str] | None) -> Row:
+    """A row after the function and the column map of its source."""
+    row = function(row) if function else row
+    return compose_columns(row, columns) if columns else row
 
 
-def _message(raw: Any, number: int) -> Message:
-    """Absent and null fields are the same thing: columnar files fill the first with the second."""
-    if not isinstance(raw, dict) or not isinstance(raw.get("role"), str):
-        raise RowError(f"message {number} has no role")
-    message = {key: value for key, value in raw.items() if value is not None}
-    if not isinstance(message.get("content", ""), str):
-        raise RowError(f"message {number}: content is {type(raw['content']).__name__}, not text")
-    if not message.get("content", "").isascii() and not _is_unicode(message["content"]):
-        raise RowError(f"message {number}: content has half of a surrogate pair, which is no Unicode text")
-    if "content" not in message and "tool_calls" not in message:
-        raise RowError(f"message {number} ({message['role']}) has no content")
-    return message
+def with_format(source: SourceConfig, first_row: Row) -> SourceConfig:
+    """The configuration of a source with its format, told by a row where the configuration says `auto`.
 
-
-def _is_unicode(text: str) -> bool:
+    Raises:
+        UserError: no format has such columns, or `columns` or `function` do not work.
+    """
+    function = load_function(source.function) if source.function else None
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        row = adapted(first_row, function, source.columns)
+    except RowError as error:
+        raise UserError(
+            f"data.sources: the first row of {source.name or source.path or source.sample}: {error}"
+        ) from None
+    return source if source.format != "auto" else source.model_copy(update={"format": detect_format(row)})
 
 
-def _tools(value: Any) -> list[dict[str, Any]] | None:
+def detect_format(row: Row) -> str:
+    """The format of a row, by its columns.
+
+    Raises:
+        UserError: no format has such columns.
+    """
+    columns = {name for name, value in row.items() if value is not None}
+    for name, needed in (
+        ("messages", [{"messages"}]),
+        ("sharegpt", [{"conversations"}, {"conversation"}]),
+        ("prompt_completion", [{"prompt", "completion"}]),
+        ("instruction", [{"instruction", "output"}, {"instruction", "response"}]),
+        ("tokens", [{"input_ids"}]),
+        ("text", [{"text"}]),
+    ):
+        if any(each <= columns for each in needed):
+            return name
+    raise UserError(
+        f"data.sources: no known format has the columns {', '.join(sorted(columns)) or 'none'}; say what they are, for "
+        f'example `columns: {{user: "{{question}}", assistant: "{{answer}}"}}`'
+    )
+
+
+def _system(text: str) -> list[Message]:
+    return [plain_message("system", text)] if text else []
+
+
+def _tools(value: Any) -> list[Any] | None:
     """Tool schemas as a JSON string, a list of JSON strings, or a list of objects → a list of objects."""
     if isinstance(value, str):
-        value = _parse_json(value, "tools") if value.strip() else None
+        value = parsed_json(value, "`tools`") if value.strip() else None
     if not value:
         return None
     if not isinstance(value, list):
         raise RowError("`tools` is not a list")
-    return [_parse_json(tool, "tools") if isinstance(tool, str) else tool for tool in value]
+    return [parsed_json(tool, "`tools`") for tool in value]
 
 
 def _template_arguments(value: Any) -> dict[str, Any]:
-    if isinstance(value, str):
-        value = _parse_json(value, "chat_template_kwargs")
+    value = parsed_json(value, "`chat_template_kwargs`")
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -83,8 +214,33 @@ def _template_arguments(value: Any) -> dict[str, Any]:
     return {key: argument for key, argument in value.items() if argument is not None}
 
 
-def _parse_json(text: str, column: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RowError(f"`{column}` is not JSON: {error}") from None
+def _text(row: Row, column: str, default: str | None = None) -> str:
+    value = row.get(column)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, str):
+        raise RowError(f"`{column}` is {'missing' if value is None else type(value).__name__}, not text")
+    return value
+
+
+def _text_row(row: Row) -> PlainText:
+    return PlainText("", _text(row, "text"))
+
+
+def _tokens_row(row: Row) -> Tokens:
+    ids = row.get("input_ids")
+    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+        raise RowError("`input_ids` is not a list of token ids")
+    if row.get("labels") is not None:
+        labels = row["labels"]
+        trained = [label != -100 for label in labels]
+        if len(labels) == len(ids) and any(
+            label not in (token, -100) for label, token in zip(labels, ids, strict=True)
+        ):
+            raise RowError("`labels` are not `input_ids` or -100; they must not be shifted")
+    else:
+        name = next((name for name in _MASK_COLUMNS if row.get(name) is not None), None)
+        trained = [bool(flag) for flag in row[name]] if name else [True] * len(ids)
+    if len(trained) != len(ids):
+        raise RowError(f"`input_ids` has {len(ids)} tokens, its labels are {len(trained)}")
+    return Tokens(ids, trained)

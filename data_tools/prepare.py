@@ -4,46 +4,56 @@ Killed at any moment, it goes on where it was: finished units are skipped, and t
 """
 
 import fcntl
-import hashlib
-import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from data_tools.chat import ChatTemplate
-from data_tools.config import DataConfig, TokenizerTraining
-from data_tools.documents import DocumentMaker, UnitRecord, read_record, read_unit_index
+from data_tools.backends import choose_encoder, plain_backend
+from data_tools.chat import ChatTemplate, Learning
+from data_tools.chat_text import RenderedChat
+from data_tools.config import DataConfig, SourceConfig, TokenizerTraining
+from data_tools.documents import DocumentMaker, Making, UnitRecord, read_record
 from data_tools.errors import RowError, UserError
-from data_tools.formats import to_conversation
+from data_tools.fingerprint import fingerprint_of, token_settings
+from data_tools.formats import Conversation, PlainText, RowReader, Sample, with_format
+from data_tools.manifest import check_rejects, write_store
 from data_tools.samples import write_python_docs
 from data_tools.sources import SourceFiles, WorkUnit, read_rows, resolve_sources, work_units
-from data_tools.store import (
-    FORMAT_VERSION,
-    INDEX_SCHEMA,
-    MANIFEST,
-    TokenStore,
-    file_digest,
-    shard_name,
-    write_arrow,
-    write_json,
-    write_text,
+from data_tools.store import MANIFEST, TokenStore
+from data_tools.tokenizer import (
+    PlainTextFrame,
+    choose_template,
+    control_tokens,
+    load_tokenizer,
+    tokenizer_digest,
+    train_tokenizer,
 )
-from data_tools.tokenizer import load_tokenizer, read_template, tokenizer_digest, train_tokenizer, vocabulary_size
 
 LOCK = ".lock"
 IN_PROCESS_ROWS = 8_000
 """Below this many rows, starting Ray takes longer than the work."""
 
+SAMPLE_ROWS = 16
+"""Rows of each source on which a fast encoder must agree with the tokenizer before it is used."""
+
 OnUnit = Callable[[UnitRecord, int], None]
 """Called with each finished unit and the number of rows of all units."""
+
+
+@dataclass(frozen=True)
+class _Input:
+    """What there is to tokenize."""
+
+    sources: list[SourceFiles]
+    configs: tuple[SourceConfig, ...]
+    """Of each source, with its format."""
+    units: list[WorkUnit]
 
 
 def prepare(config: DataConfig, store: Path, on_unit: OnUnit = lambda record, total: None) -> TokenStore:
@@ -55,20 +65,24 @@ def prepare(config: DataConfig, store: Path, on_unit: OnUnit = lambda record, to
         on_unit: told about progress.
 
     Raises:
-        UserError: an input is missing or empty, no row became a document, or the store belongs to other settings.
+        UserError: an input is missing or empty, too many rows are rejected, no row became a document, a proof of the
+            masks failed, or the store belongs to other settings.
     """
     _claim(store)
     with _locked(store):
-        sources = _sources(config, store)
-        units = work_units(sources, config.rows_per_shard or 2048)
-        tokenizer = _tokenizer(config, units)
-        settings = _settings(config, sources, tokenizer)
-        fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        given = _read_input(config, store)
+        tokenizer = _tokenizer(config, given)
+        settings = token_settings(config, given.sources, given.configs, tokenizer)
         if (store / MANIFEST).exists():
-            return _reopen(store, settings, fingerprint)
-        _start_store(store, tokenizer, config, units, fingerprint)
-        records = _make_shards(config, store, units, fingerprint, on_unit)
-        return _finish_store(store, sources, {"asked": config.asked(), "settings": settings}, records, tokenizer)
+            return _reopen(store, settings)
+        engine = _start_store(store, tokenizer, config, given, fingerprint_of(settings))
+        making = Making(
+            store.absolute(), fingerprint_of(settings), config.template_date, Learning.of(config), given.configs, engine
+        )
+        records = _make_shards(config, making, given.units, on_unit)
+        facts = {"asked": config.asked(), "settings": settings, "encoder": engine}
+        write_store(store, given.sources, given.configs, records, tokenizer, facts)
+        return TokenStore(store)
 
 
 def _claim(store: Path) -> None:
@@ -94,52 +108,56 @@ def _locked(store: Path) -> Iterator[None]:
         yield
 
 
-def _sources(config: DataConfig, store: Path) -> list[SourceFiles]:
+def _read_input(config: DataConfig, store: Path) -> _Input:
+    """Find the files, cut them into units, and look at the first row of each source."""
     sample = store / "sample" / "python_docs.jsonl"
     if any(source.sample for source in config.sources) and not sample.exists():
         write_python_docs(sample)
-    return resolve_sources(config.sources, sample)
+    sources = resolve_sources(config.sources, sample)
+    units = work_units(sources, config.rows_per_shard or 2048)
+    configs = []
+    for number, source in enumerate(sources):
+        asked = config.sources[source.configured]
+        own = (unit for unit in units if unit.source == number)
+        first = next((row for unit in own for row in read_rows(unit) if not isinstance(row, RowError)), None)
+        configs.append(asked if first is None else with_format(asked, first))
+    return _Input(sources, tuple(configs), units)
 
 
-def _tokenizer(config: DataConfig, units: list[WorkUnit]) -> PreTrainedTokenizerBase:
+def _tokenizer(config: DataConfig, given: _Input) -> PreTrainedTokenizerBase:
     if isinstance(config.tokenizer, TokenizerTraining):
-        tokenizer = train_tokenizer(_texts(units), config.tokenizer.vocab_size)
-        if config.chat_template is not None:
-            tokenizer.chat_template = read_template(config.chat_template)
+        tokenizer = train_tokenizer(_texts(given), config.tokenizer.vocab_size)
+        tokenizer.chat_template = choose_template(str(tokenizer.chat_template), config.chat_template, "the tokenizer")
         return tokenizer
     return load_tokenizer(config.tokenizer, config.chat_template)
 
 
-def _texts(units: list[WorkUnit]) -> Iterator[str]:
+def _texts(given: _Input) -> Iterator[str]:
+    """Everything that is said, for a tokenizer to learn from."""
+    for _, sample in _samples(given, given.units):
+        match sample:
+            case Conversation():
+                yield from (message["content"] for message in sample.messages if "content" in message)
+            case PlainText():
+                yield from (sample.prompt, sample.completion)
+
+
+def _samples(given: _Input, units: list[WorkUnit]) -> Iterator[tuple[WorkUnit, Sample]]:
+    """The readable rows of some units; the others will be rejects, with their reasons."""
+    readers = {number: RowReader(config) for number, config in enumerate(given.configs) if config.format != "auto"}
     for unit in units:
         for row in read_rows(unit):
+            if isinstance(row, RowError) or unit.source not in readers:
+                continue
             try:
-                messages = [] if isinstance(row, RowError) else to_conversation(row).messages
+                yield unit, readers[unit.source].read(row)
             except RowError:
-                continue  # will be a reject, with its reason
-            yield from (message["content"] for message in messages if "content" in message)
+                continue
 
 
-def _settings(config: DataConfig, sources: list[SourceFiles], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Everything that decides the tokens: two preparations with equal settings write equal stores."""
-    return {
-        "format_version": FORMAT_VERSION,
-        "tokenizer": tokenizer_digest(tokenizer),
-        "chat_template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
-        "special_tokens": tokenizer.special_tokens_map,
-        "template_date": config.template_date.isoformat(),
-        "train_on": config.train_on,
-        "rows_per_shard": config.rows_per_shard or 2048,
-        "sources": [
-            {"name": source.name, "files": [{"name": file.name, "blake3": file_digest(file)} for file in source.files]}
-            for source in sources
-        ],
-    }
-
-
-def _reopen(store: Path, settings: dict[str, Any], fingerprint: str) -> TokenStore:
+def _reopen(store: Path, settings: dict[str, object]) -> TokenStore:
     finished = TokenStore(store)
-    if finished.fingerprint != fingerprint:
+    if finished.fingerprint != fingerprint_of(settings):
         made_with = finished.manifest["settings"]
         changed = ", ".join(key for key in settings if settings[key] != made_with.get(key))
         raise UserError(
@@ -151,10 +169,10 @@ def _reopen(store: Path, settings: dict[str, Any], fingerprint: str) -> TokenSto
 
 
 def _start_store(
-    store: Path, tokenizer: PreTrainedTokenizerBase, config: DataConfig, units: list[WorkUnit], fingerprint: str
-) -> None:
-    """Put the tokenizer in place and clear away what an unfinished preparation with other settings left."""
-    finished = [unit for unit in units if read_record(store, unit.number, fingerprint)]
+    store: Path, tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: _Input, fingerprint: str
+) -> str:
+    """Put the tokenizer in place, clear away what other settings left unfinished, and choose what encodes."""
+    finished = [unit for unit in given.units if read_record(store, unit.number, fingerprint)]
     if not finished:
         shutil.rmtree(store / "units", ignore_errors=True)
         shutil.rmtree(store / "shards", ignore_errors=True)
@@ -166,34 +184,55 @@ def _start_store(
     saved = load_tokenizer(str(store / "tokenizer"))
     if tokenizer_digest(saved) != tokenizer_digest(tokenizer):
         raise UserError("data.tokenizer: saved and loaded again it encodes differently; save it with this transformers")
-    # A template that is broken as a whole is said at once, not once per row.
-    ChatTemplate(str(saved.chat_template), saved.special_tokens_map, config.template_date)
+    return choose_encoder(config.encoder, plain_backend(saved), _first_texts(saved, config, given))
 
 
-def _make_shards(
-    config: DataConfig, store: Path, units: list[WorkUnit], fingerprint: str, on_unit: OnUnit
-) -> list[UnitRecord]:
+def _first_texts(tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: _Input) -> list[str]:
+    """The first documents of every source, as the model will see them."""
+    # A template that is broken as a whole is said here, at once, not once per row.
+    template = ChatTemplate(
+        str(tokenizer.chat_template),
+        tokenizer.special_tokens_map,
+        config.template_date,
+        Learning.of(config),
+        control_tokens(tokenizer),
+    )
+    frame = PlainTextFrame(tokenizer)
+    chats: list[RenderedChat] = []
+    for number in range(len(given.sources)):
+        first = [unit for unit in given.units if unit.source == number][:1]
+        for _, sample in islice(_samples(given, first), SAMPLE_ROWS):
+            try:
+                if isinstance(sample, Conversation):
+                    chats += template.render(sample)
+                elif isinstance(sample, PlainText):
+                    chats.append(frame.render(sample, everything=False))
+            except RowError:
+                continue  # will be a reject, with its reason
+    return [chat.text.decode() for chat in chats]
+
+
+def _make_shards(config: DataConfig, making: Making, units: list[WorkUnit], on_unit: OnUnit) -> list[UnitRecord]:
     """Every unit's record, in the order of the units."""
     rows = sum(unit.rows for unit in units)
     actors = config.actors
     if actors == "auto":
         actors = 0 if rows < IN_PROCESS_ROWS else len(units)
-    arguments = (store.absolute(), fingerprint, config.template_date)
-    made = _on_ray(arguments, units, actors) if actors else _in_process(arguments, units)
     records = []
-    for record in made:
+    for record in _on_ray(making, units, actors) if actors else _in_process(making, units):
         on_unit(record, rows)
         records.append(record)
+        check_rejects(records, rows, config.max_reject_fraction, making.store)
     return sorted(records, key=lambda record: record.unit)
 
 
-def _in_process(arguments: tuple[Any, ...], units: list[WorkUnit]) -> Iterator[UnitRecord]:
-    maker = DocumentMaker(*arguments)
+def _in_process(making: Making, units: list[WorkUnit]) -> Iterator[UnitRecord]:
+    maker = DocumentMaker(making)
     for unit in units:
         yield maker.make_shard(unit)
 
 
-def _on_ray(arguments: tuple[Any, ...], units: list[WorkUnit], actors: int) -> Iterator[UnitRecord]:
+def _on_ray(making: Making, units: list[WorkUnit], actors: int) -> Iterator[UnitRecord]:
     """Actors on every node of the cluster at RAY_ADDRESS, or on this machine; a killed actor starts again."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -204,73 +243,13 @@ def _on_ray(arguments: tuple[Any, ...], units: list[WorkUnit], actors: int) -> I
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         # An actor that finds no CPU would wait for ever with a unit in its hands.
         fitting = min(actors, len(units), int(ray.cluster_resources()["CPU"]))
-        remote_maker = ray.remote(num_cpus=1, max_restarts=4, max_task_retries=4)(DocumentMaker)
-        pool = ActorPool([remote_maker.remote(*arguments) for _ in range(fitting)])
+        remote_maker = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(DocumentMaker)
+        pool = ActorPool([remote_maker.remote(making) for _ in range(fitting)])
         yield from pool.map_unordered(lambda maker, unit: maker.make_shard.remote(unit), units)
     except (ray.exceptions.RayError, ConnectionError) as error:
+        if isinstance(cause := getattr(error, "cause", None), UserError):
+            raise cause from None
         reason = str(error).strip().splitlines()[-1]
         raise UserError(f"Ray gave up: {reason}; the same command goes on, data.actors=0 does without Ray") from error
     finally:
         ray.shutdown()
-
-
-def _finish_store(
-    store: Path,
-    sources: list[SourceFiles],
-    settings: dict[str, Any],
-    records: list[UnitRecord],
-    tokenizer: PreTrainedTokenizerBase,
-) -> TokenStore:
-    _write_rejects(store / "rejects.jsonl", records)
-    if not any(record.documents for record in records):
-        raise UserError(f"no row became a document; {_top_reasons(records)}; all of them: {store / 'rejects.jsonl'}")
-    index = pa.Table.from_batches([read_unit_index(store, record.unit) for record in records], INDEX_SCHEMA)
-    write_arrow(store / "index.arrow", INDEX_SCHEMA, index.combine_chunks().to_batches())
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "fingerprint": records[0].fingerprint,
-        **settings,
-        "vocab_size": vocabulary_size(tokenizer),
-        "sources": [
-            {
-                "name": source.name,
-                "configured": source.configured,
-                **_totals([record for record in records if record.source == number]),
-            }
-            for number, source in enumerate(sources)
-        ],
-        "totals": _totals(records),
-        "shards": [
-            {"file": shard_name(record.unit), "documents": record.documents, "blake3": record.blake3}
-            for record in records
-        ],
-    }
-    write_json(store / MANIFEST, manifest)
-    shutil.rmtree(store / "units")
-    return TokenStore(store)
-
-
-def _totals(records: list[UnitRecord]) -> dict[str, Any]:
-    rejects = [reject for record in records for reject in record.rejects]
-    totals = {
-        "rows_in": sum(record.rows for record in records),
-        "rows_out": sum(record.documents for record in records),
-        "rejected": sum(reject.kind == "rejected" for reject in rejects),
-        "dropped": sum(reject.kind == "dropped" for reject in rejects),
-        "tokens": sum(record.tokens for record in records),
-        "trained_tokens": sum(record.trained_tokens for record in records),
-    }
-    assert totals["rows_in"] == totals["rows_out"] + totals["rejected"] + totals["dropped"], "a row was lost"
-    return totals
-
-
-def _write_rejects(path: Path, records: list[UnitRecord]) -> None:
-    lines = "".join(
-        json.dumps(asdict(reject), ensure_ascii=False) + "\n" for record in records for reject in record.rejects
-    )
-    write_text(path, lines)
-
-
-def _top_reasons(records: list[UnitRecord]) -> str:
-    reasons = Counter(reject.reason for record in records for reject in record.rejects)
-    return "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(3))

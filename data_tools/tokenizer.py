@@ -7,7 +7,9 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from data_tools.errors import UserError
+from data_tools.chat_text import RenderedChat
+from data_tools.errors import RowError, UserError
+from data_tools.formats import PlainText
 
 CHATML = """\
 {%- for message in messages -%}
@@ -43,11 +45,28 @@ def load_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTok
         raise UserError(f"data.tokenizer: cannot load {name}: {reason} Give a folder with tokenizer.json.") from None
     if not tokenizer.is_fast:
         raise UserError(f"data.tokenizer: {name} has no fast form (tokenizer.json); save it in its fast form first")
-    if chat_template is not None:
-        tokenizer.chat_template = read_template(chat_template)
-    if not isinstance(tokenizer.chat_template, str):
-        raise UserError(f"{name} has no single chat template; set data.chat_template to a Jinja file")
+    tokenizer.chat_template = choose_template(tokenizer.chat_template, chat_template, name)
     return tokenizer
+
+
+def choose_template(own: str | dict[str, str] | None, asked: str | None, name: str) -> str:
+    """The tokenizer's own template, one of its named ones, `chatml`, or a Jinja file.
+
+    Raises:
+        UserError: there is none, or no such one.
+    """
+    named = own if isinstance(own, dict) else {}
+    if asked is None and isinstance(own, str):
+        return own
+    if asked is None and "default" in named:
+        return named["default"]
+    if asked is None:
+        raise UserError(f"{name} has no single chat template; set data.chat_template to a Jinja file, or to chatml")
+    if asked in named:
+        return named[asked]
+    if asked == "chatml":
+        return CHATML
+    return read_template(asked)
 
 
 def read_template(path: str) -> str:
@@ -85,12 +104,47 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The texts that the tokenizer reads as one special token."""
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+
+
+class PlainTextFrame:
+    """Text without a template, between the tokens with which the tokenizer begins and ends a text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        self._start = tokenizer.bos_token if begins and tokenizer.bos_token else ""
+        self._end = tokenizer.eos_token or ""
+
+    def render(self, plain: PlainText, everything: bool) -> RenderedChat:
+        """The text of a document; the completion and the end are learnt, the prompt where `everything` is.
+
+        Raises:
+            RowError: the text is no Unicode.
+        """
+        end = "" if plain.completion.endswith(self._end) else self._end
+        try:
+            before = (self._start + plain.prompt).encode()
+            text = before + (plain.completion + end).encode()
+        except UnicodeEncodeError:
+            raise RowError("the text has half of a surrogate pair, which is no Unicode text") from None
+        learnt = (0 if everything else len(before), len(text))
+        return RenderedChat(text, [learnt] if plain.prompt or plain.completion else [])
+
+
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 of what decides the ids: vocabulary, merges, normalisation, control tokens (not truncation settings)."""
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend = tokenizer.backend_tokenizer
+    truncation, padding = backend.truncation, backend.padding
     backend.no_truncation()
     backend.no_padding()
-    return hashlib.sha256(backend.to_str().encode()).hexdigest()
+    digest = hashlib.sha256(backend.to_str().encode()).hexdigest()
+    if truncation:
+        backend.enable_truncation(**truncation)
+    if padding:
+        backend.enable_padding(**padding)
+    return digest
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

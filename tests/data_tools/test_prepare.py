@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from data_tools import prepare as driver
+from data_tools.chat import Learning
 from data_tools.config import DataConfig
-from data_tools.documents import DocumentMaker, UnitRecord
+from data_tools.documents import DocumentMaker, Making, UnitRecord
 from data_tools.errors import UserError
 from data_tools.prepare import prepare
 from data_tools.sources import resolve_sources, work_units
@@ -145,7 +146,7 @@ def test_every_row_is_in_the_store_or_in_the_rejects(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "chats.jsonl", rows)
     with open(file, "a", encoding="utf-8") as lines:
         lines.write('{"messages": [\n')
-    finished = prepare(config(file), tmp_path / "tokens")
+    finished = prepare(config(file, max_reject_fraction=0.5), tmp_path / "tokens")
     totals = finished.manifest["totals"]
     assert (totals["rows_in"], totals["rows_out"], totals["rejected"], totals["dropped"]) == (11, 8, 3, 0)
     rejects = [json.loads(line) for line in (tmp_path / "tokens" / "rejects.jsonl").read_text().splitlines()]
@@ -166,7 +167,7 @@ def test_a_trained_tokenizer_takes_the_template_that_is_given(chat_file: Path, t
 def test_no_document_at_all_is_an_error_with_the_reasons(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "chats.jsonl", [{"messages": [{"role": "user", "content": "?"}]}] * 3)
     with pytest.raises(UserError, match="no row became a document; 3 × no assistant turn"):
-        prepare(config(file), tmp_path / "tokens")
+        prepare(config(file, max_reject_fraction=1), tmp_path / "tokens")
     assert not (tmp_path / "tokens" / "manifest.json").exists()
 
 
@@ -187,12 +188,14 @@ def test_two_preparations_of_one_store_do_not_meet(data_config: DataConfig, tmp_
 
 def test_a_unit_is_a_pure_function_of_its_rows(store: TokenStore, data_config: DataConfig, tmp_path: Path) -> None:
     """Made last instead of first, by a maker that made others before: the same shard."""
-    sources = resolve_sources(data_config.sources, tmp_path)
-    units = work_units(sources, 64)
+    units = work_units(resolve_sources(data_config.sources, tmp_path), 64)
     shutil.copytree(store.folder / "tokenizer", tmp_path / "tokenizer")
     (tmp_path / "shards").mkdir()
     (tmp_path / "units").mkdir()
-    maker = DocumentMaker(tmp_path, store.fingerprint, data_config.template_date)
+    sources = tuple(source.model_copy(update={"format": "messages"}) for source in data_config.sources)
+    engine = store.manifest["encoder"]
+    making = Making(tmp_path, store.fingerprint, data_config.template_date, Learning(), sources, engine)
+    maker = DocumentMaker(making)
     for unit in reversed(units):
         maker.make_shard(unit)
     for shard in store.manifest["shards"]:

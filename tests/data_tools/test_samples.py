@@ -1,7 +1,10 @@
 """The embedded sample is large enough to learn from, and always the same."""
 
-from data_tools.formats import to_conversation
+from data_tools.config import SourceConfig
+from data_tools.formats import RowReader
 from data_tools.samples import python_docs
+
+READER = RowReader(SourceConfig(sample="python_docs", format="messages"))
 
 
 def test_the_documentation_makes_thousands_of_chats() -> None:
@@ -9,7 +12,7 @@ def test_the_documentation_makes_thousands_of_chats() -> None:
     assert 5_000 < len(chats) < 20_000
     assert len({str(chat) for chat in chats}) == len(chats)
     for chat in chats[::100]:
-        to_conversation({"messages": chat})
+        READER.read({"messages": chat})
     by_question = {chat[0]["content"]: chat for chat in chats}
     join = next(chat for question, chat in by_question.items() if "`textwrap.dedent`" in question)
     assert join[1]["content"].startswith(

@@ -1,0 +1,85 @@
+"""Columns under other names, columns composed into texts, and rows remade by a function of the user's."""
+
+import importlib
+import string
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data_tools.errors import RowError, UserError
+
+_TURNS = ("system", "user", "assistant")
+
+
+def compose_columns(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+    """Make the fields that `columns` asks for.
+
+    >>> compose_columns({"q": "Why?", "a": "So."}, {"prompt": "q", "completion": "<b>{a}</b>"})
+    {'q': 'Why?', 'a': 'So.', 'prompt': 'Why?', 'completion': '<b>So.</b>'}
+    >>> compose_columns({"q": "Why?", "a": "So."}, {"user": "{q}", "assistant": "{a}"})["messages"]
+    [{'role': 'user', 'content': 'Why?'}, {'role': 'assistant', 'content': 'So.'}]
+
+    Args:
+        columns: field → the name of a column, or text with columns in braces (`{{` for a brace). `system`, `user` and
+            `assistant` together make `messages`.
+
+    Raises:
+        RowError: the row lacks one of the columns.
+    """
+    fields = {name: _value(row, template) for name, template in columns.items()}
+    turns = [{"role": role, "content": str(fields[role])} for role in _TURNS if role in fields]
+    return {**row, **fields, "messages": turns} if turns else {**row, **fields}
+
+
+def _value(row: dict[str, Any], template: str) -> Any:
+    if "{" not in template:
+        if template not in row:
+            raise RowError(f"there is no column {template!r}; the columns are {', '.join(sorted(row))}")
+        return row[template]
+    parts = []
+    for literal, name, form, conversion in string.Formatter().parse(template):
+        parts.append(literal)
+        if name is None:
+            continue
+        if form or conversion or row.get(name) is None:
+            raise RowError(f"there is nothing in column {name!r}, which {template!r} needs")
+        parts.append(str(row[name]))
+    return "".join(parts)
+
+
+def load_function(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Import `module:function`, also from the folder where the command runs.
+
+    Raises:
+        UserError: there is no such function.
+    """
+    module_name, _, function_name = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        function: Callable[[dict[str, Any]], Any] = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"data.sources: cannot load the function {name!r}: {error}; write it as module:function"
+        ) from None
+
+    def checked(row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            made = function(row)
+        except Exception as error:  # the user's own code: whatever it raises, this row is the one it refuses
+            raise RowError(f"{name} refuses the row: {type(error).__name__}: {error}") from None
+        if not isinstance(made, dict):
+            raise RowError(f"{name} returned {type(made).__name__}, not a row")
+        return made
+
+    return checked
+
+
+def function_file(name: str) -> Path:
+    """The file that defines `module:function`: its content decides tokens too."""
+    load_function(name)
+    file = sys.modules[name.partition(":")[0]].__file__
+    if file is None:
+        raise UserError(f"data.sources: the function {name!r} has no source file; put it into one")
+    return Path(file)

@@ -1,0 +1,57 @@
+"""Everything that decides the tokens: two preparations with equal settings write equal stores."""
+
+import hashlib
+import json
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from data_tools.columns import function_file
+from data_tools.config import DataConfig, SourceConfig
+from data_tools.sources import SourceFiles
+from data_tools.store import FORMAT_VERSION, file_digest
+from data_tools.tokenizer import tokenizer_digest
+
+_LEARNING = ("train_on", "train_end_of_turn", "train_headers", "on_rewrite", "control_tokens")
+
+
+def token_settings(
+    config: DataConfig,
+    sources: list[SourceFiles],
+    configs: tuple[SourceConfig, ...],
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Any]:
+    """The settings by content: digests instead of paths.
+
+    Args:
+        config: the `data` section.
+        sources: the files that were found.
+        configs: the configuration of each, with its format.
+        tokenizer: with the template that is used.
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "tokenizer": tokenizer_digest(tokenizer),
+        "chat_template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+        "special_tokens": tokenizer.special_tokens_map,
+        "template_date": config.template_date.isoformat(),
+        **{name: getattr(config, name) for name in _LEARNING},
+        "rows_per_shard": config.rows_per_shard,
+        "sources": [_source(*each) for each in zip(sources, configs, strict=True)],
+    }
+
+
+def fingerprint_of(settings: dict[str, Any]) -> str:
+    """sha256 of the settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _source(source: SourceFiles, config: SourceConfig) -> dict[str, Any]:
+    return {
+        "name": source.name,
+        "files": [{"name": file.name, "blake3": file_digest(file)} for file in source.files],
+        "format": config.format,
+        "columns": config.columns,
+        "function": config.function and [config.function, file_digest(function_file(config.function))],
+        "roles": config.roles,
+    }

@@ -1,0 +1,161 @@
+"""Messages as people write them → messages as chat templates want them."""
+
+import json
+import math
+from typing import Any
+
+from data_tools.errors import RowError
+
+Message = dict[str, Any]
+
+ROLES = {
+    **dict.fromkeys(("system",), "system"),
+    **dict.fromkeys(("developer",), "developer"),
+    **dict.fromkeys(("user", "human", "prompter", "client", "customer", "question"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "counselor", "agent", "answer"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "tool_response", "function_response", "ipython"), "tool"),
+    **dict.fromkeys(("function_call", "tool_call"), "function_call"),
+}
+"""The names of roles that data sets use. A `function_call` becomes an assistant's message with `tool_calls`."""
+
+_PLAIN_KEYS = {"role", "content"}
+_PLAIN_ROLES = {"system", "user", "assistant"}
+
+
+_FIELDS = {"from": "role", "value": "content"}
+
+
+def is_plain(messages: list[Any]) -> bool:
+    """Whether nothing has to be done to them, which is the common case and has to be fast."""
+    for message in messages:
+        if type(message) is not dict or message.keys() != _PLAIN_KEYS:
+            return False
+        if message["role"] not in _PLAIN_ROLES or type(message["content"]) is not str:
+            return False
+    return True
+
+
+def plain_message(role: str, content: str) -> Message:
+    """A message that is nothing but text."""
+    return {"role": role, "content": content}
+
+
+def message_list(value: Any, column: str) -> list[Any]:
+    """A column of messages, or the JSON text of one.
+
+    Raises:
+        RowError: it is none, or empty.
+    """
+    if isinstance(value, str):
+        value = parsed_json(value, f"`{column}`")
+    if not isinstance(value, list) or not value:
+        raise RowError(f"`{column}` is not a list of messages" if value else f"`{column}` is empty")
+    return value
+
+
+def read_messages(raw: list[Any], roles: dict[str, str]) -> tuple[list[Message], list[float] | None]:
+    """Messages as templates want them, and their weights where rows say so.
+
+    Args:
+        raw: what a row holds.
+        roles: name of a role in the rows → role.
+
+    Raises:
+        RowError: one of them is no message.
+    """
+    read = [_message(message, number, roles) for number, message in enumerate(raw)]
+    weights = [weight for _, weight in read]
+    return [message for message, _ in read], None if all(weight == 1 for weight in weights) else weights
+
+
+def _message(raw: Any, number: int, roles: dict[str, str]) -> tuple[Message, float]:
+    """Absent and null fields are the same thing: columnar files fill the first with the second."""
+    if not isinstance(raw, dict):
+        raise RowError(f"message {number} is not an object")
+    message: Message = {_FIELDS.get(str(key), str(key)): value for key, value in raw.items() if value is not None}
+    weight = _message_weight(message, number)
+    role = message.get("role")
+    if not isinstance(role, str):
+        raise RowError(f"message {number} has no role")
+    message["role"] = roles.get(role, roles.get(role.lower(), ""))
+    if not message["role"]:
+        raise RowError(f"message {number} has the unknown role {role!r}; map it in the source's `roles`")
+    if "content" in message:
+        message["content"] = _content(message["content"], number)
+    if message["role"] == "function_call":
+        message = {"role": "assistant", "tool_calls": parsed_json(message.get("content", ""), f"message {number}")}
+    if calls := message.get("tool_calls"):
+        message["tool_calls"] = _tool_calls(calls, number)
+    reasoning = message.get("reasoning_content", message.get("thinking"))
+    if reasoning is not None:  # templates know it by one name or the other
+        message |= {"reasoning_content": reasoning, "thinking": reasoning}
+    if not message.get("tool_calls") and "content" not in message:
+        raise RowError(f"message {number} ({message['role']}) has no content")
+    return message, weight
+
+
+def _message_weight(message: Message, number: int) -> float:
+    """Take `train` and `weight` out of a message: they are for us, not for the template."""
+    train, weight = message.pop("train", True), message.pop("weight", 1.0)
+    if not isinstance(train, bool):
+        raise RowError(f"message {number}: `train` is {train!r}, not true or false")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        raise RowError(f"message {number}: `weight` is {weight!r}, not a number from 0")
+    return float(weight) if train else 0.0
+
+
+def _content(content: Any, number: int) -> str:
+    """Text, or the text parts of typed content together."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise RowError(f"message {number}: content is {type(content).__name__}, not text")
+    texts = []
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        text = part.get("text") if isinstance(part, dict) else part
+        if kind != "text" or not isinstance(text, str):
+            raise RowError(f"message {number}: a content part of type {kind!r} is not text")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _tool_calls(value: Any, number: int) -> list[Any]:
+    """Calls as a list or one object; arguments that are a JSON string become the object that templates expect."""
+    calls = parsed_json(value, f"message {number}: `tool_calls`")
+    calls = [
+        parsed_json(call, f"message {number}: `tool_calls`") for call in (calls if isinstance(calls, list) else [calls])
+    ]
+    if not all(isinstance(call, dict) for call in calls):
+        raise RowError(f"message {number}: `tool_calls` is not a list of objects")
+    return [_tool_call(call) for call in calls]
+
+
+def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
+    function = dict(call.get("function") or {key: call[key] for key in ("name", "arguments") if key in call})
+    if isinstance(function.get("arguments"), str):
+        try:
+            parsed = json.loads(function["arguments"])
+        except json.JSONDecodeError:
+            parsed = None  # an argument that is text and nothing else
+        if isinstance(parsed, dict):
+            function["arguments"] = parsed
+    return (
+        {"type": "function", **call, "function": function}
+        if "function" in call
+        else {"type": "function", "function": function}
+    )
+
+
+def parsed_json(value: Any, what: str) -> Any:
+    """JSON text becomes what it says; anything else stays.
+
+    Raises:
+        RowError: the text is no JSON.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise RowError(f"{what} is not JSON: {error}") from None

@@ -1,0 +1,86 @@
+"""What is proved about masks while a store is made, and counted for its manifest.
+
+content      the learnt text contains each learnt message         every conversation, by `turns.py`
+end_of_turn  the end of the last turn is learnt                   every conversation, by `turns.py`
+ids          the fast ways give what the tokenizer itself gives   a sample, here
+prompt       nothing that asks for a turn is learnt               a sample, here
+"""
+
+from collections import Counter
+
+from data_tools.chat import ChatTemplate
+from data_tools.chat_text import RenderedChat
+from data_tools.encode import Encoder
+from data_tools.errors import UserError
+from data_tools.formats import Conversation
+
+FIRST_ROWS = 4
+EVERY = 512
+"""The sample of a unit: its first rows, then one row of so many."""
+
+MEANING = {
+    "content": "the learnt text contains each learnt message",
+    "end_of_turn": "the end of the last turn is learnt",
+    "ids": "ids and masks are those of the tokenizer and the template themselves",
+    "prompt": "nothing that asks for a turn is learnt",
+}
+
+
+class Proofs:
+    """Makes the proofs of one unit of work.
+
+    Args:
+        template: whose fast way is compared with Jinja.
+        encoder: whose fast way is compared with the tokenizer.
+    """
+
+    def __init__(self, template: ChatTemplate, encoder: Encoder) -> None:
+        self._template = template
+        self._encoder = encoder
+        self._counts: Counter[str] = Counter(dict.fromkeys(MEANING, 0))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Conversations by proof."""
+        return dict(self._counts)
+
+    def add(self, position: int, conversation: Conversation, chats: list[RenderedChat]) -> None:
+        """Count a rendered conversation, and look closely at it when it is of the sample.
+
+        Raises:
+            UserError: a proof fails: nothing that was made can be trusted.
+        """
+        self._counts["content"] += 1
+        self._counts["end_of_turn"] += self._template.learning.train_end_of_turn
+        if position >= FIRST_ROWS and position % EVERY:
+            return
+        self._prove_ids(position, conversation, chats)
+        self._counts["ids"] += 1
+        self._counts["prompt"] += self._template.prove_prompt(conversation)
+
+    def _prove_ids(self, position: int, conversation: Conversation, chats: list[RenderedChat]) -> None:
+        slow = self._template.render_with_jinja(conversation)
+        if chats != slow:
+            raise UserError(
+                f"row {position} of a unit: the compiled template does not write what Jinja writes; report this"
+            )
+        made = self._encoder.encode(chats)
+        for number, chat in enumerate(slow):
+            expected_ids, expected_mask = self._encoder.encode_alone(chat)
+            start, end = made.offsets[number : number + 2]
+            if made.ids[start:end].tolist() != expected_ids.tolist():
+                raise UserError(
+                    f"row {position} of a unit: the encoder's ids are not the tokenizer's; set data.encoder=tokenizers"
+                )
+            if made.mask(number).tolist() != expected_mask.tolist():
+                raise UserError(
+                    f"row {position} of a unit: the mask is not that of the tokenizer's offsets; report this"
+                )
+
+
+def proof_report(counts: list[dict[str, int]], conversations: int) -> dict[str, dict[str, object]]:
+    """The manifest's `proofs`: what was proved, for how many of the conversations."""
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return {name: {"checked": total[name], "of": conversations, "text": text} for name, text in MEANING.items()}

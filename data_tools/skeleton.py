@@ -1,0 +1,167 @@
+"""The fast way through a template: what it writes around contents is found once for each sequence of roles.
+
+A template whose contents only flow out (`flow.py` proves it) writes the same text around the contents of every
+conversation with the same roles (and tools, arguments, system message at the head). One probe with marked contents
+gives these parts and the places of the spans:
+
+    user, assistant   →   [<|im_start|>user\\n] 0 [<|im_end|>\\n<|im_start|>assistant\\n] 1 [<|im_end|>\\n]
+    spans                                                                            from 1 to 10 bytes after it
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import orjson
+
+from data_tools.chat_text import RenderedChat
+from data_tools.errors import RowError
+from data_tools.flow import contents_only_flow_out
+from data_tools.formats import Conversation
+from data_tools.messages import Message
+from data_tools.template import JinjaTemplate
+
+_SPACE = "\u2003"  # white space that no template writes: it shows whether contents are stripped
+_BREAKS = "\n" * 8  # more line breaks than a template writes: they show whether those are stripped
+_SLOT = re.compile(rf"(\n*)({_SPACE}?)shardtune-slot-(\d+)-({_SPACE}?)(\n*)")
+_MOST = 4096
+
+Key = tuple[tuple[str, ...], str | None, bytes | None]
+"""What conversations of one skeleton share: roles, the system message at the head, and everything but messages."""
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where a content goes, and what of its edges the template strips."""
+
+    message: int
+    start: int
+    end: int
+    strips: tuple[Callable[[str], str], ...]
+
+    @classmethod
+    def found(cls, match: re.Match[str]) -> "_Slot":
+        start, end = match.span()
+        strips: list[Callable[[str], str]] = []
+        if not match[2]:
+            strips.append(str.lstrip)
+            start = match.end(1)
+        elif len(match[1]) < len(_BREAKS):
+            strips.append(lambda content: content.lstrip("\n"))
+            start = match.end(1)
+        else:
+            start = match.end(1) - len(_BREAKS)
+        if not match[4]:
+            strips.append(str.rstrip)
+            end = match.start(5)
+        elif len(match[5]) < len(_BREAKS):
+            strips.append(lambda content: content.rstrip("\n"))
+            end = match.start(5)
+        else:
+            end = match.start(5) + len(_BREAKS)
+        return cls(int(match[3]), start, end, tuple(strips))
+
+    def strip(self, content: str) -> str:
+        for strip in self.strips:
+            content = strip(content)
+        return content
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A position in the text: so many bytes of parts, and the contents of the first so many slots."""
+
+    bytes_of_parts: int
+    slots: int
+
+
+class Skeleton:
+    """The constant parts of a text, and the spans among them."""
+
+    def __init__(self, marked: RenderedChat) -> None:
+        """Take apart the rendering of a probe.
+
+        Raises:
+            ValueError: a span begins or ends inside a content.
+        """
+        text = marked.text.decode()
+        self._slots = [_Slot.found(match) for match in _SLOT.finditer(text)]
+        edges = [0, *(edge for slot in self._slots for edge in (slot.start, slot.end)), len(text)]
+        self._parts = [text[a:b].encode() for a, b in zip(edges[::2], edges[1::2], strict=True)]
+        byte_edges = [len(text[:edge].encode()) for edge in edges]
+        places = [(self._place(start, byte_edges), self._place(end, byte_edges)) for start, end in marked.spans]
+        self._spans = [(a.bytes_of_parts, a.slots, b.bytes_of_parts, b.slots) for a, b in places]
+        self._weights = marked.weights
+        self._in_order = [slot.message for slot in self._slots] == list(range(len(self._slots)))
+        self._messages = [slot.message for slot in self._slots]
+        self._strips = any(slot.strips for slot in self._slots)
+
+    def _place(self, position: int, edges: list[int]) -> _Place:
+        slots = sum(end <= position for end in edges[2::2][: len(self._slots)])
+        if edges[2 * slots + 1] < position:
+            raise ValueError("inside a content")
+        return _Place(sum(map(len, self._parts[:slots])) + position - edges[2 * slots], slots)
+
+    def fill(self, contents: list[str]) -> RenderedChat:
+        """The text of a conversation with these contents, and its spans."""
+        if len(contents) != len(self._messages) or not self._in_order:
+            contents = [contents[message] for message in self._messages]
+        if self._strips:
+            contents = [slot.strip(content) for slot, content in zip(self._slots, contents, strict=True)]
+        encoded = [content.encode() for content in contents]
+        pieces = [b""] * (2 * len(encoded) + 1)
+        pieces[::2] = self._parts
+        pieces[1::2] = encoded
+        ends = [0, *accumulate(map(len, encoded))]
+        spans = [(start + ends[i], end + ends[j]) for start, i, end, j in self._spans]
+        return RenderedChat(b"".join(pieces), spans, self._weights)
+
+
+class Skeletons:
+    """The skeletons of a template, found as role sequences come up.
+
+    Args:
+        template: the template.
+        render: renders one conversation the slow and general way.
+    """
+
+    def __init__(self, template: JinjaTemplate, render: Callable[[Conversation], RenderedChat]) -> None:
+        self.proved = contents_only_flow_out(template.syntax_tree())
+        self._render = render
+        self._known: dict[Key, Skeleton | None] = {}
+
+    def of(self, conversation: Conversation, roles: tuple[str, ...]) -> Skeleton | None:
+        """The skeleton for a conversation of roles and contents; None where the slow way has to be taken."""
+        head = conversation.messages[0]["content"] if roles[0] == "system" else None
+        key = (roles, head, _besides_messages(conversation))
+        if key not in self._known:
+            if len(self._known) == _MOST:
+                return None
+            self._known[key] = self._probe(conversation, roles, head)
+        return self._known[key]
+
+    def _probe(self, conversation: Conversation, roles: tuple[str, ...], head: str | None) -> Skeleton | None:
+        messages: list[Message] = [
+            {"role": role, "content": f"{_BREAKS}{_SPACE}shardtune-slot-{number}-{_SPACE}{_BREAKS}"}
+            for number, role in enumerate(roles)
+        ]
+        if head is not None:
+            messages[0] = {"role": "system", "content": head}
+        try:
+            return Skeleton(self._render(replace(conversation, messages=messages)))
+        except (RowError, ValueError):
+            return None  # the slow way says what is wrong, row by row
+
+
+def _besides_messages(conversation: Conversation) -> bytes | None:
+    facts = (
+        conversation.tools,
+        conversation.template_arguments or None,
+        conversation.weights,
+        conversation.completion_from,
+    )
+    return None if facts == _NOTHING_ELSE else orjson.dumps(facts)
+
+
+_NOTHING_ELSE = (None, None, None, None)

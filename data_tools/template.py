@@ -1,0 +1,120 @@
+"""A tokenizer's chat template: messages → text, with the date frozen."""
+
+import re
+from collections.abc import Callable, Sequence
+from datetime import date, datetime, time
+from typing import Any
+
+import jinja2
+from transformers.utils.chat_template_utils import _compile_jinja_template, _render_with_assistant_indices
+
+from data_tools.errors import RowError, UserError
+from data_tools.formats import Conversation
+from data_tools.messages import Message
+
+CharSpan = tuple[int, int]
+"""Characters [start, end) of a rendered text."""
+
+_GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_PROBE = "shardtune-probe-answer"
+
+_TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a template, which is a small program, may raise on a row that it was not written for."""
+
+
+class JinjaTemplate:
+    """A compiled chat template.
+
+    Args:
+        source: the Jinja text.
+        special_tokens: `bos_token`, `eos_token`, … as the tokenizer hands them to its template.
+        today: what `strftime_now` answers.
+
+    Raises:
+        UserError: the source is not valid Jinja.
+    """
+
+    def __init__(self, source: str, special_tokens: dict[str, Any], today: date) -> None:
+        self.source = source
+        self.has_generation_tags = bool(_GENERATION_TAG.search(source))
+        try:
+            self._compiled = _compile_jinja_template(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise UserError(f"the chat template is not valid Jinja: line {error.lineno}: {error.message}") from None
+        self._context = {**special_tokens, "strftime_now": _frozen_strftime(today)}
+        self._wants_parts = False
+        self.end_of_turn = self._probe()
+
+    def syntax_tree(self) -> jinja2.nodes.Template:
+        """The parsed source."""
+        tree: jinja2.nodes.Template = self._compiled.environment.parse(self.source)
+        return tree
+
+    def text(self, conversation: Conversation, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        """Render messages with the conversation's tools and arguments.
+
+        Raises:
+            RowError: the template refuses them.
+        """
+        try:
+            return str(
+                self._compiled.render(
+                    messages=self._content_style(messages),
+                    tools=conversation.tools,
+                    documents=None,
+                    add_generation_prompt=add_generation_prompt,
+                    **{**self._context, **conversation.template_arguments},
+                )
+            )
+        except _TEMPLATE_ERRORS as error:
+            raise RowError(f"the chat template refuses the conversation: {error}") from None
+
+    def tagged_text(self, conversation: Conversation) -> tuple[str, list[CharSpan]]:
+        """Render a whole conversation; the spans are what the template's `{% generation %}` tags enclose.
+
+        Raises:
+            RowError: the template refuses it.
+        """
+        try:
+            text, spans = _render_with_assistant_indices(
+                compiled_template=self._compiled,
+                messages=self._content_style(conversation.messages),
+                tools=conversation.tools,
+                documents=None,
+                add_generation_prompt=False,
+                **{**self._context, **conversation.template_arguments},
+            )
+        except _TEMPLATE_ERRORS as error:
+            raise RowError(f"the chat template refuses the conversation: {error}") from None
+        return text, spans
+
+    def _content_style(self, messages: Sequence[Message]) -> list[Message]:
+        """Some templates want content as a list of typed parts."""
+        if not self._wants_parts:
+            return list(messages)
+        return [
+            {**message, "content": [{"type": "text", "text": message["content"]}]} if "content" in message else message
+            for message in messages
+        ]
+
+    def _probe(self) -> str | None:
+        """Learn how the template wants content, and what it writes after an answer: `<|im_end|>`, `</s>`, …
+
+        Returns:
+            The text after an answer up to the line break; None where the template refuses two plain messages.
+        """
+        messages = [{"role": "user", "content": "Question?"}, {"role": "assistant", "content": _PROBE}]
+        for self._wants_parts in (False, True):
+            try:
+                text = self.text(Conversation(messages), messages)
+            except RowError:
+                continue
+            before, found, after = text.rpartition(_PROBE)
+            if found and not before.endswith(("'", '"')):  # quoted: the template printed a list of parts as it is
+                return after.split("\n")[0].strip() or None
+        self._wants_parts = False
+        return None
+
+
+def _frozen_strftime(today: date) -> Callable[[str], str]:
+    return datetime.combine(today, time(0)).strftime

@@ -1,0 +1,226 @@
+"""Where the model's turns lie in a rendered conversation.
+
+Spans come from the template's own `{% generation %}` tags where it has them, else from the difference between the text
+rendered up to a turn and the text rendered with it. Never from searching for known strings of templates.
+
+    <|im_start|>assistant\\n<think>\\n\\n</think>\\n\\nHello!<|im_end|>\\n
+    [ header: what asks for the turn  ][ empty block ][ learnt          ]
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from data_tools.errors import RowError
+from data_tools.formats import Conversation
+from data_tools.messages import Message
+from data_tools.template import CharSpan, JinjaTemplate
+
+_EMPTY_BLOCK = re.compile(r"\s*(<(?P<name>[^<>/\s]+)>\s*</(?P=name)>)\s*")
+
+
+class RewriteError(RowError):
+    """The template renders an earlier turn differently once later ones follow."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the model writes: one assistant message, or several between which nobody else speaks."""
+
+    message: int | None
+    """Its number; None where generation tags do not tell messages apart."""
+    span: CharSpan
+
+
+@dataclass(frozen=True)
+class TurnFinder:
+    """Finds turns and what of them is learnt.
+
+    Args:
+        template: renders the conversations.
+        with_headers: whether what the template writes before an answer belongs to the turn.
+        with_end: whether the token that ends the turn belongs to it.
+        ends: texts that end a turn: the template's end of a turn and the tokenizer's control tokens.
+    """
+
+    template: JinjaTemplate
+    with_headers: bool
+    with_end: bool
+    ends: tuple[str, ...]
+
+    def find(self, conversation: Conversation, wanted: list[int]) -> tuple[str, list[Turn]]:
+        """The whole text, and the turns of the messages `wanted`, ascending.
+
+        Raises:
+            RewriteError: a wanted turn has no fixed place.
+            RowError: the template refuses the conversation, or loses what it is given.
+        """
+        if self.template.has_generation_tags:
+            text, turns = self._by_tags(conversation, wanted)
+        else:
+            text, turns = self._by_prefixes(conversation, wanted)
+        for turn in turns:
+            self._prove(text, turn, conversation, wanted)
+        if self.with_end and turns and not text[slice(*turns[-1].span)].rstrip().endswith(self.ends):
+            end = f" ({self.template.end_of_turn})" if self.template.end_of_turn else ""
+            raise RowError(
+                f"the end of the last turn{end} is not learnt, a model would never stop; use a template that writes "
+                f"it, or say data.train_end_of_turn=false"
+            )
+        return text, [turn if self.with_end else self._without_end(text, turn) for turn in turns]
+
+    def _by_tags(self, conversation: Conversation, wanted: list[int]) -> tuple[str, list[Turn]]:
+        text, spans = self.template.tagged_text(conversation)
+        spans = [span for span in spans if span[1] > span[0]]
+        speakers = [number for number, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+        if len(spans) == len(speakers):
+            turns = [Turn(number, span) for number, span in zip(speakers, spans, strict=True) if number in wanted]
+        elif wanted == speakers:
+            turns = [Turn(None, span) for span in spans]
+        else:
+            raise RowError("the template's generation tags do not tell the answers apart, and not all are learnt")
+        if self.with_headers:
+            return text, turns
+        headers = _Headers(self.template, conversation)
+        return text, [Turn(turn.message, headers.cut(text, turn)) for turn in turns]
+
+    def _by_prefixes(self, conversation: Conversation, wanted: list[int]) -> tuple[str, list[Turn]]:
+        """A turn is what rendering one message more adds to the text that asks for it (proved for every turn)."""
+        messages = conversation.messages
+        text = self.template.text(conversation, messages)
+        turns = []
+        for number in wanted:
+            is_last = number == len(messages) - 1
+            before = self._shared(text, self.template.text(conversation, messages[:number]) if number else "")
+            through = text if is_last else self._shared(text, self.template.text(conversation, messages[: number + 1]))
+            if before is None or through is None:
+                raise RewriteError(f"the chat template rewrites earlier turns: message {number} has no fixed place")
+            turn = (len(before), self._end(through))
+            if not self.with_headers:
+                asking = self.template.text(conversation, messages[:number], add_generation_prompt=True)
+                header_end = max(turn[0], len(_common_prefix(asking, text)))
+                turn = (_answer_start(text, turn, header_end, messages[number]), turn[1])
+            turns.append(Turn(number, turn))
+        return text, turns
+
+    def _shared(self, text: str, earlier: str) -> str | None:
+        """The rendering of the first messages as it stands in the whole text; None where it does not.
+
+        Some templates close a text by one more control token, which is not there when the conversation goes on.
+        """
+        if text.startswith(earlier):
+            return earlier
+        for end in self.ends:
+            open_end = earlier.removesuffix(end)
+            if open_end != earlier and text.startswith(open_end) and open_end.rstrip().endswith(self.ends):
+                return open_end
+        return None
+
+    def _end(self, through: str) -> int:
+        """Cut the line break that templates write after the end of a turn: the model never has to say it."""
+        stripped = through.rstrip()
+        return len(stripped) if stripped.endswith(self.ends) else len(through)
+
+    def _without_end(self, text: str, turn: Turn) -> Turn:
+        """Take off what ends the turn, down to what the message says."""
+        start, end = turn.span
+        while (body := text[start:end].rstrip()).endswith(self.ends):
+            end = start + len(body) - max(len(ending) for ending in self.ends if body.endswith(ending))
+        return Turn(turn.message, (start, start + len(body)))
+
+    def _prove(self, text: str, turn: Turn, conversation: Conversation, wanted: list[int]) -> None:
+        """What the message says is in the turn's text, or the turn was rewritten, or lost."""
+        learnt = text[slice(*turn.span)]
+        for number in wanted if turn.message is None else [turn.message]:
+            message = conversation.messages[number]
+            for part, what in _said(message):
+                if part not in (learnt if turn.message is not None else text):
+                    reason = f"the text that is learnt does not contain the {what} of message {number}"
+                    later = any(message["role"] == "user" for message in conversation.messages[number + 1 :])
+                    raise RewriteError(reason) if later else RowError(reason)
+
+
+def _said(message: Message) -> list[tuple[str, str]]:
+    """What has to be found in the text of a turn."""
+    parts = [(str(message.get("content", "")).strip(), "answer")]
+    parts.append((str(message.get("reasoning_content", "")).strip(), "reasoning"))
+    for call in message.get("tool_calls", []):
+        parts.append((str(call["function"].get("name", "")), "tool call"))
+    return parts
+
+
+class _Headers:
+    """The text that asks for a turn: found by rendering with and without it, once where all turns have the same."""
+
+    def __init__(self, template: JinjaTemplate, conversation: Conversation) -> None:
+        self._template = template
+        self._conversation = conversation
+        self._last: str | None = None
+
+    def cut(self, text: str, turn: Turn) -> CharSpan:
+        """The span without its header."""
+        if turn.message is None:
+            return turn.span
+        message = self._conversation.messages[turn.message]
+        if self._last is not None:
+            after = _after(self._last, text, turn.span[0])
+            if _starts_with_answer(text[after : turn.span[1]], message):
+                return after, turn.span[1]
+        self._last = self._header_of(turn.message)
+        after = _after(self._last, text, turn.span[0])
+        return _answer_start(text, turn.span, after, message), turn.span[1]
+
+    def _header_of(self, message: int) -> str:
+        messages = self._conversation.messages[:message]
+        asking = self._template.text(self._conversation, messages, add_generation_prompt=True)
+        return asking.removeprefix(self._template.text(self._conversation, messages) if messages else "")
+
+
+def _common_prefix(first: str, second: str) -> str:
+    """The longest start that two texts share."""
+    if second.startswith(first):
+        return first
+    return first[: next((n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(second))]
+
+
+def _after(header: str, text: str, start: int) -> int:
+    """The end of a header that begins at or before `start` and reaches it; else `start`."""
+    found = text.rfind(header, max(0, start - len(header)), start + len(header))
+    return found + len(header) if header and 0 <= found <= start else start
+
+
+def _starts_with_answer(learnt: str, message: Message) -> bool:
+    content = message.get("content", "")
+    return bool(content) and "reasoning_content" not in message and learnt.startswith(content)
+
+
+def _answer_start(text: str, turn: CharSpan, header_end: int, message: Message) -> int:
+    """Step over an empty block that the template inserted; step back where the header overlaps the answer itself."""
+    content = str(message.get("content", "")).strip()
+    if content not in text[header_end : turn[1]]:
+        return max(text.rfind(content, *turn), turn[0])  # nowhere: the proof will say so
+    if (block := _EMPTY_BLOCK.match(text, header_end)) and not content.startswith(block[1]):
+        return block.end()
+    return header_end
+
+
+def check_tools(template: JinjaTemplate, conversation: Conversation, text: str) -> None:
+    """Tools that the template never writes would be lost.
+
+    Raises:
+        RowError: the name of a tool is not in the text.
+    """
+    for tool in conversation.tools or []:
+        name = _tool_name(tool)
+        if name is not None and name not in text:
+            raise RowError(
+                f"the chat template does not render the tool {name!r}, it would be lost; use another template"
+            )
+
+
+def _tool_name(tool: Any) -> str | None:
+    if not isinstance(tool, dict):
+        return None
+    function = tool.get("function")
+    name = (function if isinstance(function, dict) else tool).get("name")
+    return name if isinstance(name, str) else None
