@@ -18,15 +18,11 @@ from sft.record import STATUS, read_metrics
 def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
     """Conversations → token store."""
     from data_tools.prepare import prepare
+    from launcher.progress import tokenizing
 
     started = time.perf_counter()
     was_finished = (config.store / MANIFEST).exists()
-    with _progress(console, "rows") as progress:
-        task = progress.add_task("reading sources and tokenizer", total=None)
-
-        def on_unit(record: Any, rows: int) -> None:
-            progress.update(task, total=rows, advance=record.rows, description="tokenizing")
-
+    with tokenizing(console) as on_unit:
         store = prepare(config.data, config.store, on_unit)
     done = "already prepared" if was_finished else "prepared"
     totals: dict[str, Any] = store.manifest["totals"]
