@@ -39,6 +39,22 @@ def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
     return {"store": str(store.folder), **totals, "seconds": round(seconds, 2)}
 
 
+def inspect_stage(folder: Path, console: Console, source: str | None, count: int, html: Path | None) -> dict[str, Any]:
+    """Token store → what people look at, on the terminal and as a page."""
+    from data_tools.inspect import inspect_store
+    from data_tools.store import TokenStore
+    from launcher.show_store import show_store
+
+    found = inspect_store(TokenStore(folder), source, count)
+    show_store(found, console)
+    if html is not None:
+        from data_tools.inspect_page import write_page
+
+        write_page(found, html)
+        console.print(f"\n[green]written[/] → {html}")
+    return {**found.as_json(), **({"html": str(html)} if html else {})}
+
+
 def plan_stage(config: RunConfig, console: Console, ranks: int) -> dict[str, Any]:
     """Token store → pack plan."""
     from data_tools.plan import PlanSettings, make_plan
