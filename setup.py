@@ -43,7 +43,7 @@ setup(
         *("data_tools", "sft", "sft.insight", "launcher", "launcher.backends"),
         *("configs", "configs.recipes"),
     ],
-    package_data={"configs.recipes": ["*.yaml"], "sft.insight": ["*.jinja"]},
+    package_data={"configs.recipes": ["*.yaml"], "data_tools": ["*.jinja"], "sft.insight": ["*.jinja"]},
     install_requires=["blake3>=1,<2", "numpy>=2.2,<3", "pyarrow>=26,<27", "pydantic>=2.12,<3", "PyYAML>=6,<7"],
     extras_require={
         "prepare": PREPARE,

@@ -1,10 +1,11 @@
-"""`shardtune quickstart`, and `shardtune prepare|plan|train|export|generate|report CONFIG|RUN`: a function each."""
+"""`shardtune quickstart`, and `shardtune prepare|inspect|plan|train|… STORE|CONFIG|RUN`: a function each."""
 
 import argparse
 import json
 import signal
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from rich.console import Console
 from data_tools.errors import UserError
 from launcher import stages
 from launcher.backends.local import check_ranks, default_ranks
-from launcher.config import RunConfig, load_run
+from launcher.config import RunConfig, find_store, load_run
 from launcher.environment import quiet_libraries
 from launcher.quickstart import RECIPE, quickstart
 
@@ -34,8 +35,12 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(stderr=options.json, soft_wrap=True)
     quiet_libraries()
     try:
-        config = load_run(options.config, options.overrides)
-        facts = _run(options, config, console)
+        if options.command == "inspect":
+            store = find_store(options.config, options.overrides)
+            facts = stages.inspect_stage(store, console, options.source, options.n, options.html)
+        else:
+            config = load_run(options.config, options.overrides)
+            facts = _run(options, config, console)
     except UserError as error:
         if options.debug:
             raise
@@ -95,6 +100,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     for name, text in _STAGES.items():
         stage = commands.add_parser(name, help=text, description=text.capitalize() + ".", epilog=_OVERRIDES)
         stage.add_argument("config", metavar="CONFIG|RUN", help="a YAML file, or the folder of a run")
+    _add_inspect(commands)
     for name, command in commands.choices.items():
         command.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -109,6 +115,15 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if unknown := [argument for argument in rest if argument.startswith("-")]:
         parser.error(f"unknown option {unknown[0]}; see shardtune {options.command} --help")
     return options
+
+
+def _add_inspect(commands: Any) -> None:
+    text = "show a token store: totals, lengths, documents with what is learnt of them"
+    command = commands.add_parser("inspect", help=text, description=text.capitalize() + ".", epilog=_OVERRIDES)
+    command.add_argument("config", metavar="STORE|RUN|CONFIG", help="the folder of a store or run, or a YAML file")
+    command.add_argument("--source", metavar="NAME", help="only this source")
+    command.add_argument("--n", type=int, default=5, metavar="N", help="documents to show, spread evenly (5)")
+    command.add_argument("--html", type=Path, metavar="FILE", help="write a page, too")
 
 
 _OVERRIDES = "Any number of section.key=value follow and replace what the file says: train.learning_rate=1e-5"

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from data_tools.config import DataConfig, Location, Section
 from data_tools.errors import UserError
+from data_tools.store import MANIFEST
 from sft.config import CheckpointConfig, EvaluateConfig, ModelConfig, TrainConfig
 
 RUN_FILE = "run.yaml"
@@ -56,6 +57,26 @@ def load_run(name: str, overrides: list[str]) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{path}: {_explain(error, values)}") from None
+
+
+def find_store(name: str, overrides: list[str]) -> Path:
+    """The token store that a name means: its own folder, or the store of a run or of a YAML file.
+
+    Raises:
+        UserError: the name is none of these, or overrides are given to a store itself, which they cannot change.
+    """
+    # A run that is only prepared has a store, but no run.yaml yet.
+    unplanned = [run / "tokens" for run in (Path(name), Path("runs") / name) if not (run / RUN_FILE).exists()]
+    for folder in (Path(name), *unplanned):
+        if (folder / MANIFEST).exists():
+            if overrides:
+                raise UserError(f"{overrides[0]}: {folder} is a token store, which no override changes; leave it out")
+            return folder
+    if Path(name).is_dir() and not (Path(name) / RUN_FILE).exists():
+        raise UserError(
+            f"{name} is no finished token store ({MANIFEST}) and no run ({RUN_FILE}); see shardtune prepare"
+        )
+    return load_run(name, overrides).store
 
 
 def save_run(config: RunConfig) -> None:

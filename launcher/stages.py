@@ -18,15 +18,11 @@ from sft.record import STATUS, read_metrics
 def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
     """Conversations → token store."""
     from data_tools.prepare import prepare
+    from launcher.progress import tokenizing
 
     started = time.perf_counter()
     was_finished = (config.store / MANIFEST).exists()
-    with _progress(console, "rows") as progress:
-        task = progress.add_task("reading sources and tokenizer", total=None)
-
-        def on_unit(record: Any, rows: int) -> None:
-            progress.update(task, total=rows, advance=record.rows, description="tokenizing")
-
+    with tokenizing(console) as on_unit:
         store = prepare(config.data, config.store, on_unit)
     done = "already prepared" if was_finished else "prepared"
     totals: dict[str, Any] = store.manifest["totals"]
@@ -41,6 +37,22 @@ def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
             f"the reasons of all {refused:,} are in {store.folder / 'rejects.jsonl'}"
         )
     return {"store": str(store.folder), **totals, "seconds": round(seconds, 2)}
+
+
+def inspect_stage(folder: Path, console: Console, source: str | None, count: int, html: Path | None) -> dict[str, Any]:
+    """Token store → what people look at, on the terminal and as a page."""
+    from data_tools.inspect import inspect_store
+    from data_tools.store import TokenStore
+    from launcher.show_store import show_store
+
+    found = inspect_store(TokenStore(folder), source, count)
+    show_store(found, console)
+    if html is not None:
+        from data_tools.inspect_page import write_page
+
+        write_page(found, html)
+        console.print(f"\n[green]written[/] → {html}")
+    return {**found.as_json(), **({"html": str(html)} if html else {})}
 
 
 def plan_stage(config: RunConfig, console: Console, ranks: int) -> dict[str, Any]:

@@ -1,0 +1,105 @@
+"""How far `prepare` is: a bar on a terminal, a line every half minute in a log."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+from data_tools.documents import UnitRecord
+
+_SECONDS_BETWEEN_LINES = 30
+_WINDOW = 60
+
+
+@dataclass
+class Tokenized:
+    """What is done so far, and how fast it goes.
+
+    The rate looks back a minute, or over half of the time where units take longer: units that an earlier preparation
+    finished arrive all at once, and must not count for long.
+    """
+
+    started: float
+    """Seconds of any clock."""
+    rows: int = 0
+    tokens: int = 0
+    total: int = 0
+    """Rows of all units; 0: not known yet."""
+    _past: deque[tuple[float, int, int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._past = deque([(self.started, 0, 0)])
+
+    def add(self, now: float, rows: int, tokens: int, total: int) -> None:
+        """A unit was finished."""
+        self.rows, self.tokens, self.total = self.rows + rows, self.tokens + tokens, total
+        self._past.append((now, self.rows, self.tokens))
+        since = now - max(_WINDOW, (now - self.started) / 2)
+        while self._past[1][0] <= since:
+            self._past.popleft()
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Rows and tokens a second."""
+        (before, rows, tokens), (now, _, _) = self._past[0], self._past[-1]
+        seconds = max(now - before, 1e-3)
+        return (self.rows - rows) / seconds, (self.tokens - tokens) / seconds
+
+
+def _speed(done: Tokenized) -> str:
+    """`3,210 rows/s  2.8 M tokens/s  ETA 0:12`."""
+    rows, tokens = done.rates
+    eta = str(timedelta(seconds=round((done.total - done.rows) / rows))) if rows else "unknown"
+    return f"{rows:,.0f} rows/s  {_short(tokens)} tokens/s  ETA {eta.removeprefix('0:').removeprefix('0')}"
+
+
+def line(done: Tokenized) -> str:
+    """`tokenizing 12,288 / 50,000 rows  3,210 rows/s  2.8 M tokens/s  ETA 0:12`."""
+    return f"tokenizing {done.rows:,} / {done.total:,} rows  {_speed(done)}"
+
+
+def _short(number: float) -> str:
+    for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.1f}{letter}"
+    return f"{number:.0f}"
+
+
+@contextmanager
+def tokenizing(console: Console) -> Iterator[Callable[[UnitRecord, int], None]]:
+    """Yield what `prepare` calls with each finished unit and the number of all rows."""
+    done = Tokenized(time.monotonic())
+    show = _bar if console.is_terminal else _lines
+    with show(console) as update:
+
+        def on_unit(record: UnitRecord, total: int) -> None:
+            done.add(time.monotonic(), record.rows, record.tokens, total)
+            update(done)
+
+        yield on_unit
+
+
+@contextmanager
+def _bar(console: Console) -> Iterator[Callable[[Tokenized], None]]:
+    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("reading sources and tokenizer", total=None)
+        yield lambda done: progress.update(task, total=done.total, completed=done.rows, description=line(done))
+
+
+@contextmanager
+def _lines(console: Console) -> Iterator[Callable[[Tokenized], None]]:
+    last = time.monotonic()
+
+    def update(done: Tokenized) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            console.print(line(done), highlight=False)
+
+    yield update
