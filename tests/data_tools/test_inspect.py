@@ -214,7 +214,7 @@ def test_reasons_that_differ_in_a_number_are_one(store: TokenStore, tmp_path: Pa
 
 
 def test_proofs_are_shown_where_there_are_any(store: TokenStore, tmp_path: Path) -> None:
-    assert "proofs" not in inspect_store(store, None, 1).as_json()
+    assert inspect_store(store, None, 1).as_json()["proofs"]["content"]["checked"] == len(store)
     proofs = {"content": {"checked": 1234, "of": 5678, "text": "every <answer> is in it"}}
     made = write_store(tmp_path / "s", store, [{"ids": [5, 6], "runs": [1, 1]}], proofs=proofs)
     found = inspect_store(made, None, 1)
