@@ -128,15 +128,11 @@ class ChatTemplate:
 
     def _render_fast(self, conversation: Conversation) -> RenderedChat | None:
         """By its skeleton, where a conversation is nothing but roles and contents that are not blank."""
-        contents = []
-        for message in conversation.messages:
-            content = message.get("content")
-            if len(message) != 2 or not content or content.isspace():
-                return None
-            contents.append(content)
+        if conversation.parts is None:
+            return None
+        roles, contents = conversation.parts
         if self._guards and any(self._control.search(content) for content in contents):
             return None
-        roles = tuple([message["role"] for message in conversation.messages])
         skeleton = self._skeletons.of(conversation, roles)
         try:
             return skeleton.fill(contents) if skeleton else None

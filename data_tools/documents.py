@@ -1,5 +1,6 @@
 """One unit of work → one shard: a plain class that Ray actors and the in-process path share."""
 
+import gc
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,7 @@ from data_tools.config import SourceConfig
 from data_tools.encode import Documents, Encoder
 from data_tools.errors import RowError
 from data_tools.formats import Conversation, PlainText, RowReader, Tokens
-from data_tools.proofs import Proofs
+from data_tools.proofs import EVERY, FIRST_ROWS, Proofs
 from data_tools.sources import Row, WorkUnit, read_rows
 from data_tools.store import INDEX_SCHEMA, file_digest, shard_name, shard_schema, write_arrow, write_json
 from data_tools.tokenizer import PlainTextFrame, control_tokens, load_tokenizer, vocabulary_size
@@ -80,6 +81,7 @@ class _Tally:
 
     rows_out: int = 0
     rewritten: int = 0
+    conversations: int = 0
     rejects: list[Reject] = field(default_factory=list)
     index: list[pa.RecordBatch] = field(default_factory=list)
 
@@ -102,6 +104,7 @@ class DocumentMaker:
         self._readers = [RowReader(source) for source in making.sources]
         self._vocab_size = vocabulary_size(tokenizer)
         self._schema = shard_schema(self._vocab_size)
+        gc.freeze()  # rows come and go by the thousand: the collector need not look at all that is loaded each time
 
     def make_shard(self, unit: WorkUnit) -> UnitRecord:
         """Read, render, encode and write one unit; finished units are left as they are."""
@@ -123,7 +126,7 @@ class DocumentMaker:
             tokens=int(np.sum(index["length"].to_numpy(), dtype=np.int64)),
             trained_tokens=int(np.sum(index["trained"].to_numpy(), dtype=np.int64)),
             rewritten=tally.rewritten,
-            proved=proofs.counts,
+            proved=proofs.counts(tally.conversations),
             blake3=file_digest(shard),
             rejects=tally.rejects,
         )
@@ -141,10 +144,10 @@ class DocumentMaker:
             except RowError as error:
                 tally.rejects.append(Reject(str(unit.file), unit.first_row + position, "rejected", str(error)))
                 continue
-            tally.rewritten += isinstance(made[0], RenderedChat) and made[0].rewritten
-            rows += [position] * len(made)
-            items += made
-            size += sum(len(item.text) if isinstance(item, RenderedChat) else 4 * len(item.trained) for item in made)
+            for item in made:
+                rows.append(position)
+                items.append(item)
+                size += len(item.text) if isinstance(item, RenderedChat) else 4 * len(item.trained)
             if len(rows) >= _ROWS_AT_ONCE or size >= _BYTES_AT_ONCE:
                 yield from self._batch(unit, rows, items, tally)
                 rows, items, size = [], [], 0
@@ -162,7 +165,8 @@ class DocumentMaker:
         match sample:
             case Conversation():
                 chats = self._template.render(sample)
-                proofs.add(position, sample, chats)
+                if position < FIRST_ROWS or position % EVERY == 0:
+                    proofs.look(position, sample, chats)
                 return chats
             case PlainText():
                 return [self._frame.render(sample, everything=self._making.learning.train_on == "all")]
@@ -181,6 +185,9 @@ class DocumentMaker:
         kept = documents.trained > 0
         with_document = set(positions[kept].tolist())
         tally.rows_out += len(with_document)
+        chats = [item for item in items if isinstance(item, RenderedChat)]
+        tally.conversations += len(chats)
+        tally.rewritten += len({row for row, item in zip(rows, items, strict=True) if _is_rewritten(item)})
         for position in sorted(set(rows) - with_document):
             number = unit.first_row + position
             tally.rejects.append(Reject(str(unit.file), number, "dropped", "nothing to train on"))
@@ -202,6 +209,10 @@ class DocumentMaker:
             pa.array(positions + unit.source_row),
         ]
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+
+def _is_rewritten(item: RenderedChat | Tokens) -> bool:
+    return isinstance(item, RenderedChat) and item.rewritten
 
 
 def _list_array(values: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any]) -> pa.ListArray:

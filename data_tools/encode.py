@@ -75,15 +75,15 @@ class Encoder:
             ids, offsets = self._ids(texts)
         borders, counts = np.empty(0, np.int64), np.zeros(len(items), np.int64)
         if self._token_lengths is not None:
-            ends = np.cumsum(self._token_lengths[ids])  # in bytes of the whole batch
-            text_ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
-            reached = np.concatenate([[0], ends])[offsets]
-            simple &= np.diff(reached) == np.diff(text_ends, prepend=0)
+            ends = np.zeros(len(ids) + 1, np.int64)  # of tokens, in bytes of the whole batch, after a 0
+            np.cumsum(self._token_lengths[ids], out=ends[1:])
+            reached = ends[offsets]
+            simple &= np.diff(reached) == np.fromiter(map(len, texts), np.int64, len(texts))
             spans = [item.spans if isinstance(item, RenderedChat) else [] for item in items]
             counts = np.array([2 * len(each) for each in spans], np.int64)
             flat = np.array([border for each in spans for span in each for border in span], np.int64)
             flat += np.repeat(reached[:-1], counts)
-            borders = token_borders(ends, ends - self._token_lengths[ids], flat.reshape(-1, 2))
+            borders = token_borders(ends[1:], ends[:-1], flat.reshape(-1, 2))
         if not simple.all():
             ids, offsets, borders, counts = self._replace(items, simple, ids, offsets, borders, counts)
         masks = mask_runs(borders, counts, offsets)

@@ -18,21 +18,29 @@ ROLES = {
 }
 """The names of roles that data sets use. A `function_call` becomes an assistant's message with `tool_calls`."""
 
-_PLAIN_KEYS = {"role", "content"}
-_PLAIN_ROLES = {"system", "user", "assistant"}
+_PLAIN_ROLES = {"system", "user", "assistant", "tool"}
 
+Parts = tuple[tuple[str, ...], list[str]]
+"""The roles and the contents of messages."""
 
 _FIELDS = {"from": "role", "value": "content"}
 
 
-def is_plain(messages: list[Any]) -> bool:
-    """Whether nothing has to be done to them, which is the common case and has to be fast."""
-    for message in messages:
-        if type(message) is not dict or message.keys() != _PLAIN_KEYS:
-            return False
-        if message["role"] not in _PLAIN_ROLES or type(message["content"]) is not str:
-            return False
-    return True
+def plain_parts(messages: list[Any]) -> Parts | None:
+    """The parts of messages that have nothing else, and no blank content; None for others.
+
+    This is the common case, nothing has to be done to such messages, and it has to be fast: no loop of ours.
+    """
+    if set(map(type, messages)) != {dict} or set(map(len, messages)) != {2}:
+        return None
+    try:
+        roles = tuple([message["role"] for message in messages])
+        contents = [message["content"] for message in messages]
+    except KeyError:
+        return None
+    if set(map(type, (*roles, *contents))) != {str} or not _PLAIN_ROLES.issuperset(roles):
+        return None
+    return (roles, contents) if all(contents) and not any(map(str.isspace, contents)) else None
 
 
 def plain_message(role: str, content: str) -> Message:

@@ -37,26 +37,22 @@ class Proofs:
     def __init__(self, template: ChatTemplate, encoder: Encoder) -> None:
         self._template = template
         self._encoder = encoder
-        self._counts: Counter[str] = Counter(dict.fromkeys(MEANING, 0))
+        self._ids = self._prompt = 0
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Conversations by proof."""
-        return dict(self._counts)
+    def counts(self, conversations: int) -> dict[str, int]:
+        """How often each proof was made in a unit of so many rendered conversations."""
+        ended = conversations if self._template.learning.train_end_of_turn else 0
+        return {"content": conversations, "end_of_turn": ended, "ids": self._ids, "prompt": self._prompt}
 
-    def add(self, position: int, conversation: Conversation, chats: list[RenderedChat]) -> None:
-        """Count a rendered conversation, and look closely at it when it is of the sample.
+    def look(self, position: int, conversation: Conversation, chats: list[RenderedChat]) -> None:
+        """Look closely at a conversation of the sample.
 
         Raises:
             UserError: a proof fails: nothing that was made can be trusted.
         """
-        self._counts["content"] += 1
-        self._counts["end_of_turn"] += self._template.learning.train_end_of_turn
-        if position >= FIRST_ROWS and position % EVERY:
-            return
         self._prove_ids(position, conversation, chats)
-        self._counts["ids"] += 1
-        self._counts["prompt"] += self._template.prove_prompt(conversation)
+        self._ids += 1
+        self._prompt += self._template.prove_prompt(conversation)
 
     def _prove_ids(self, position: int, conversation: Conversation, chats: list[RenderedChat]) -> None:
         slow = self._template.render_with_jinja(conversation)

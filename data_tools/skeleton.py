@@ -88,7 +88,10 @@ class Skeleton:
         text = marked.text.decode()
         self._slots = [_Slot.found(match) for match in _SLOT.finditer(text)]
         edges = [0, *(edge for slot in self._slots for edge in (slot.start, slot.end)), len(text)]
-        self._parts = [text[a:b].encode() for a, b in zip(edges[::2], edges[1::2], strict=True)]
+        parts = [text[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
+        self._parts = [""] * (2 * len(parts) - 1)
+        self._parts[::2] = parts
+        self._part_bytes = [len(part.encode()) for part in parts]
         byte_edges = [len(text[:edge].encode()) for edge in edges]
         places = [(self._place(start, byte_edges), self._place(end, byte_edges)) for start, end in marked.spans]
         self._spans = [(a.bytes_of_parts, a.slots, b.bytes_of_parts, b.slots) for a, b in places]
@@ -101,7 +104,7 @@ class Skeleton:
         slots = sum(end <= position for end in edges[2::2][: len(self._slots)])
         if edges[2 * slots + 1] < position:
             raise ValueError("inside a content")
-        return _Place(sum(map(len, self._parts[:slots])) + position - edges[2 * slots], slots)
+        return _Place(sum(self._part_bytes[:slots]) + position - edges[2 * slots], slots)
 
     def fill(self, contents: list[str]) -> RenderedChat:
         """The text of a conversation with these contents, and its spans."""
@@ -109,13 +112,15 @@ class Skeleton:
             contents = [contents[message] for message in self._messages]
         if self._strips:
             contents = [slot.strip(content) for slot, content in zip(self._slots, contents, strict=True)]
-        encoded = [content.encode() for content in contents]
-        pieces = [b""] * (2 * len(encoded) + 1)
-        pieces[::2] = self._parts
-        pieces[1::2] = encoded
-        ends = [0, *accumulate(map(len, encoded))]
+        pieces = self._parts.copy()
+        pieces[1::2] = contents
+        text = "".join(pieces)
+        encoded = text.encode()
+        if len(encoded) != len(text):
+            contents = [content.encode() for content in contents]  # type: ignore[misc]  # for their lengths in bytes
+        ends = list(accumulate(map(len, contents), initial=0))
         spans = [(start + ends[i], end + ends[j]) for start, i, end, j in self._spans]
-        return RenderedChat(b"".join(pieces), spans, self._weights)
+        return RenderedChat(encoded, spans, self._weights)
 
 
 class Skeletons:

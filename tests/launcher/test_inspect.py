@@ -67,9 +67,8 @@ def test_what_a_document_says_does_nothing_to_a_terminal(store: TokenStore, tmp_
 def test_no_number_is_shortened(width: int, store: TokenStore) -> None:
     row = next(line for line in screen(inspect_store(store, None, 1), width=width).splitlines() if "chats" in line)
     totals = store.manifest["totals"]
-    assert row.split()[:9] == [
+    assert [cell for cell in row.split() if cell != "(messages)"][:8] == [
         "chats",
-        "(messages)",
         "200",
         "200",
         "0",
