@@ -79,6 +79,8 @@ def write_store(
             for record in records
         ],
     }
+    for leftover in (store / "shards").glob(".*.tmp"):  # of actors that were killed
+        leftover.unlink()
     write_json(store / MANIFEST, manifest)
     shutil.rmtree(store / "units")
 

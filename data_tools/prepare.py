@@ -1,10 +1,9 @@
-"""The driver: sources → units of work → actors → shards → manifest. The only file that imports Ray.
+"""The driver: sources → units of work → actors → shards → manifest.
 
 Killed at any moment, it goes on where it was: finished units are skipped, and the manifest comes last.
 """
 
 import fcntl
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from data_tools.actors import make_on_actors
 from data_tools.backends import choose_encoder, plain_backend
 from data_tools.chat import ChatTemplate, Learning
 from data_tools.chat_text import RenderedChat
@@ -219,7 +219,7 @@ def _make_shards(config: DataConfig, making: Making, units: list[WorkUnit], on_u
     if actors == "auto":
         actors = 0 if rows < IN_PROCESS_ROWS else len(units)
     records = []
-    for record in _on_ray(making, units, actors) if actors else _in_process(making, units):
+    for record in make_on_actors(making, units, actors) if actors else _in_process(making, units):
         on_unit(record, rows)
         records.append(record)
         check_rejects(records, rows, config.max_reject_fraction, making.store)
@@ -230,26 +230,3 @@ def _in_process(making: Making, units: list[WorkUnit]) -> Iterator[UnitRecord]:
     maker = DocumentMaker(making)
     for unit in units:
         yield maker.make_shard(unit)
-
-
-def _on_ray(making: Making, units: list[WorkUnit], actors: int) -> Iterator[UnitRecord]:
-    """Actors on every node of the cluster at RAY_ADDRESS, or on this machine; a killed actor starts again."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-    from ray.util import ActorPool
-
-    try:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        # An actor that finds no CPU would wait for ever with a unit in its hands.
-        fitting = min(actors, len(units), int(ray.cluster_resources()["CPU"]))
-        remote_maker = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(DocumentMaker)
-        pool = ActorPool([remote_maker.remote(making) for _ in range(fitting)])
-        yield from pool.map_unordered(lambda maker, unit: maker.make_shard.remote(unit), units)
-    except (ray.exceptions.RayError, ConnectionError) as error:
-        if isinstance(cause := getattr(error, "cause", None), UserError):
-            raise cause from None
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"Ray gave up: {reason}; the same command goes on, data.actors=0 does without Ray") from error
-    finally:
-        ray.shutdown()

@@ -16,6 +16,7 @@ the sum of their weights.
 
 import json
 import os
+import socket
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -68,7 +69,7 @@ def shard_name(number: int) -> str:
 @contextmanager
 def atomically(path: Path) -> Iterator[Path]:
     """Write to the temporary name that this yields; fsync, rename: readers see the whole file or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         yield temporary
         with open(temporary, "rb") as file:
