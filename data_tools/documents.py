@@ -16,7 +16,7 @@ from data_tools.chat import ChatTemplate, RenderedChat
 from data_tools.encode import Document, Encoder
 from data_tools.errors import RowError
 from data_tools.formats import to_conversation
-from data_tools.sources import Row, WorkUnit, read_rows
+from data_tools.readers import Row, WorkUnit, read_rows
 from data_tools.store import INDEX_SCHEMA, file_digest, shard_name, shard_schema, write_arrow, write_json
 from data_tools.tokenizer import load_tokenizer, vocabulary_size
 

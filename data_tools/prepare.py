@@ -22,21 +22,23 @@ from data_tools.chat import ChatTemplate
 from data_tools.config import DataConfig, TokenizerTraining
 from data_tools.documents import DocumentMaker, UnitRecord, read_record, read_unit_index
 from data_tools.errors import RowError, UserError
+from data_tools.files import content_digest, file_name
 from data_tools.formats import to_conversation
+from data_tools.readers import WorkUnit, read_rows
 from data_tools.samples import write_python_docs
-from data_tools.sources import SourceFiles, WorkUnit, read_rows, resolve_sources, work_units
+from data_tools.sources import SourceFiles, resolve_sources
 from data_tools.store import (
     FORMAT_VERSION,
     INDEX_SCHEMA,
     MANIFEST,
     TokenStore,
-    file_digest,
     shard_name,
     write_arrow,
     write_json,
     write_text,
 )
 from data_tools.tokenizer import load_tokenizer, read_template, tokenizer_digest, train_tokenizer, vocabulary_size
+from data_tools.units import work_units
 
 LOCK = ".lock"
 IN_PROCESS_ROWS = 8_000
@@ -60,7 +62,7 @@ def prepare(config: DataConfig, store: Path, on_unit: OnUnit = lambda record, to
     _claim(store)
     with _locked(store):
         sources = _sources(config, store)
-        units = work_units(sources, config.rows_per_shard or 2048)
+        units = work_units(sources, config.rows_per_shard)
         tokenizer = _tokenizer(config, units)
         settings = _settings(config, sources, tokenizer)
         fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -129,9 +131,12 @@ def _settings(config: DataConfig, sources: list[SourceFiles], tokenizer: PreTrai
         "special_tokens": tokenizer.special_tokens_map,
         "template_date": config.template_date.isoformat(),
         "train_on": config.train_on,
-        "rows_per_shard": config.rows_per_shard or 2048,
+        "rows_per_shard": config.rows_per_shard,
         "sources": [
-            {"name": source.name, "files": [{"name": file.name, "blake3": file_digest(file)} for file in source.files]}
+            {
+                "name": source.name,
+                "files": [{"name": file_name(file), "blake3": content_digest(file)} for file in source.files],
+            }
             for source in sources
         ],
     }

@@ -10,7 +10,9 @@ import pytest
 
 from data_tools.config import SourceConfig
 from data_tools.errors import RowError, UserError
-from data_tools.sources import SourceFiles, read_rows, resolve_sources, work_units
+from data_tools.readers import read_rows
+from data_tools.sources import SourceFiles, resolve_sources
+from data_tools.units import work_units
 
 ROWS: list[dict[str, Any]] = [{"id": str(number), "text": "x" * number} for number in range(23)]
 
@@ -44,7 +46,7 @@ def test_rows_of_several_files_are_numbered_through(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl").rename(tmp_path / "b.jsonl")
     write(tmp_path / "a.jsonl")
     units = work_units(resolve_sources([SourceConfig(path=str(tmp_path / "*.jsonl"))], tmp_path), 10)
-    assert [(unit.file.name, unit.first_row, unit.source_row) for unit in units] == [
+    assert [(Path(unit.file).name, unit.first_row, unit.source_row) for unit in units] == [
         ("a.jsonl", 0, 0),
         ("a.jsonl", 10, 10),
         ("a.jsonl", 20, 20),
@@ -58,7 +60,7 @@ def test_a_broken_line_is_one_refused_row(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     deep = b"[" * 100_000
     file.write_bytes(b'{"a": 1}\n{"a": \n"text"\n{"a": "\xff"}\n[{}]\n' + deep + b'\n{"a": 2}\n')
-    (unit,) = work_units([SourceFiles("a", (file,))], 100)
+    (unit,) = work_units([SourceFiles("a", (str(file),))], 100)
     rows = list(read_rows(unit))
     assert [type(row) for row in rows] == [dict, *[RowError] * 5, dict]
     reasons = ["not JSON: Ex", "not a JSON o", "not UTF-8: i", "not a JSON o", "not JSON: ne"]
@@ -68,7 +70,7 @@ def test_a_broken_line_is_one_refused_row(tmp_path: Path) -> None:
 def test_csv_files_as_spreadsheets_write_them(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("\ufeffid,text\n1,two\n1,2,3\n2," + "x" * 200_000 + "\n", encoding="utf-8")
-    (unit,) = work_units([SourceFiles("a", (file,))], 100)
+    (unit,) = work_units([SourceFiles("a", (str(file),))], 100)
     first, ragged, long = read_rows(unit)
     assert first == {"id": "1", "text": "two"}
     assert str(ragged) == "more fields than columns"
