@@ -1,10 +1,12 @@
 """The rows of a unit of work, one by one: memory is bounded by a block and a row, whatever the size of the file."""
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property
+from itertools import accumulate, islice
 from typing import Any
 
 import ijson
@@ -145,7 +147,7 @@ def array_items(file: str) -> Iterator[Any]:
 
 @dataclass
 class _Sequence:
-    """A file that can only be read from its start, and how far it was read."""
+    """A file that cannot be entered at any row, and how far it was read."""
 
     file: str
     row: int
@@ -156,12 +158,18 @@ _kept: _Sequence | None = None
 """Where the last unit of such a file ended: the next one of this process need not begin at the start again."""
 
 
-def _from_first_row(unit: WorkUnit, from_start: Iterator[Any]) -> Iterator[Any]:
-    """The items of a file from the unit's first row on, going on where this process stopped if it can."""
+def _from_first_row(unit: WorkUnit, items: Iterator[Any], start: int = 0) -> Iterator[Any]:
+    """The items of a file from the unit's first row on, going on where this process stopped if that is nearer.
+
+    Args:
+        unit: the unit.
+        items: of the file, from row `start` on.
+        start: 0 where a file can only be read from its start.
+    """
     global _kept
     sequence, _kept = _kept, None
-    if sequence is None or sequence.file != unit.file or sequence.row > unit.first_row:
-        sequence = _Sequence(unit.file, 0, from_start)
+    if sequence is None or sequence.file != unit.file or not start <= sequence.row <= unit.first_row:
+        sequence = _Sequence(unit.file, start, items)
     for _ in islice(sequence.items, unit.first_row - sequence.row):
         sequence.row += 1
     try:
@@ -208,15 +216,33 @@ def open_parquet(file: str) -> Iterator[pq.ParquetFile]:
 def _parquet_rows(unit: WorkUnit) -> Iterator[Row]:
     """From the row group on in which the unit starts."""
     with open_parquet(unit.file) as parquet:
-        skip, group = unit.first_row, 0
-        while group < parquet.num_row_groups and skip >= parquet.metadata.row_group(group).num_rows:
-            skip -= parquet.metadata.row_group(group).num_rows
-            group += 1
+        group_rows = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
+    starts = list(accumulate(group_rows, initial=0))
+    group = bisect_right(starts, unit.first_row) - 1
+    for rows, place in _from_first_row(unit, _parquet_places(unit.file, group), starts[group]):
+        yield rows.values[place]
+
+
+class _Rows:
+    """Rows of a batch that become Python objects when the first is asked for: those that are skipped never do."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.batch = batch
+
+    @cached_property
+    def values(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self.batch.to_pylist()
+        return rows
+
+
+def _parquet_places(file: str, group: int) -> Iterator[tuple[_Rows, int]]:
+    """Every row from a row group on, as its batch and its place there."""
+    with open_parquet(file) as parquet:
         groups = list(range(group, parquet.num_row_groups))
         for batch in parquet.iter_batches(_COLUMNAR_ROWS, groups, use_threads=False):
-            if skip < batch.num_rows:
-                yield from batch.slice(skip).to_pylist()
-            skip = max(0, skip - batch.num_rows)
+            rows = _Rows(batch)
+            for place in range(batch.num_rows):
+                yield rows, place
 
 
 def arrow_batches(file: str) -> Iterator[pa.RecordBatch]:
