@@ -22,8 +22,10 @@ from data_tools.chat import ChatTemplate
 from data_tools.config import DataConfig, TokenizerTraining
 from data_tools.documents import DocumentMaker, UnitRecord, read_record, read_unit_index
 from data_tools.errors import RowError, UserError
-from data_tools.files import content_digest, file_name
+from data_tools.files import content_digest, file_name, is_hub_id
 from data_tools.formats import to_conversation
+from data_tools.hub import tokenizer_folder
+from data_tools.lock import Lock
 from data_tools.readers import WorkUnit, read_rows
 from data_tools.samples import write_python_docs
 from data_tools.sources import SourceFiles, resolve_sources
@@ -48,22 +50,26 @@ OnUnit = Callable[[UnitRecord, int], None]
 """Called with each finished unit and the number of rows of all units."""
 
 
-def prepare(config: DataConfig, store: Path, on_unit: OnUnit = lambda record, total: None) -> TokenStore:
+def prepare(
+    config: DataConfig, store: Path, on_unit: OnUnit = lambda record, total: None, lock_file: Path | None = None
+) -> TokenStore:
     """Make the token store, or finish it; a finished store with the same settings is only opened.
 
     Args:
         config: the run's `data` section.
         store: the folder to write.
         on_unit: told about progress.
+        lock_file: pins what is on the hub, where `fetch` wrote it.
 
     Raises:
         UserError: an input is missing or empty, no row became a document, or the store belongs to other settings.
     """
     _claim(store)
     with _locked(store):
-        sources = _sources(config, store)
+        lock = Lock.read(lock_file) if lock_file else None
+        sources = _sources(config, store, lock)
         units = work_units(sources, config.rows_per_shard)
-        tokenizer = _tokenizer(config, units)
+        tokenizer = _tokenizer(config, units, lock)
         settings = _settings(config, sources, tokenizer)
         fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         if (store / MANIFEST).exists():
@@ -96,20 +102,23 @@ def _locked(store: Path) -> Iterator[None]:
         yield
 
 
-def _sources(config: DataConfig, store: Path) -> list[SourceFiles]:
+def _sources(config: DataConfig, store: Path, lock: Lock | None) -> list[SourceFiles]:
     sample = store / "sample" / "python_docs.jsonl"
     if any(source.sample for source in config.sources) and not sample.exists():
         write_python_docs(sample)
-    return resolve_sources(config.sources, sample)
+    return resolve_sources(config.sources, sample, lock)
 
 
-def _tokenizer(config: DataConfig, units: list[WorkUnit]) -> PreTrainedTokenizerBase:
+def _tokenizer(config: DataConfig, units: list[WorkUnit], lock: Lock | None) -> PreTrainedTokenizerBase:
     if isinstance(config.tokenizer, TokenizerTraining):
         tokenizer = train_tokenizer(_texts(units), config.tokenizer.vocab_size)
         if config.chat_template is not None:
             tokenizer.chat_template = read_template(config.chat_template)
         return tokenizer
-    return load_tokenizer(config.tokenizer, config.chat_template)
+    name = config.tokenizer
+    if is_hub_id(name):
+        name = tokenizer_folder(name, config.tokenizer_revision, lock)
+    return load_tokenizer(name, config.chat_template)
 
 
 def _texts(units: list[WorkUnit]) -> Iterator[str]:

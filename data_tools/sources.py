@@ -5,7 +5,9 @@ from pathlib import Path
 
 from data_tools.config import SourceConfig
 from data_tools.errors import UserError
-from data_tools.files import check_format, find_files, is_remote
+from data_tools.files import check_format, find_files, is_hub_id, is_remote
+from data_tools.hub import asking_hub, download, look_up, require_cached
+from data_tools.lock import Lock
 
 
 @dataclass(frozen=True)
@@ -19,42 +21,89 @@ class SourceFiles:
     """Its position in `data.sources`; `split: all` makes several sources of one."""
 
 
-def resolve_sources(configs: list[SourceConfig], sample_file: Path) -> list[SourceFiles]:
+def resolve_sources(configs: list[SourceConfig], sample_file: Path, lock: Lock | None = None) -> list[SourceFiles]:
     """Find the files of every source.
 
     Args:
         configs: `data.sources`.
         sample_file: where the embedded sample lies.
+        lock: pins the data sets that are on the hub; None: they are what they are there now.
 
     Raises:
         UserError: nothing is there, or it is not clear which split is meant.
     """
     found: list[SourceFiles] = []
     for number, config in enumerate(configs):
-        for name, files in _splits(config, sample_file).items():
+        for name, files in _splits(config, sample_file, lock).items():
             for file in files:
                 check_format(file)
             found.append(SourceFiles(name, tuple(sorted(files)), number))
     return found
 
 
-def _splits(config: SourceConfig, sample_file: Path) -> dict[str, list[str]]:
-    """The files of each split that is asked for; without splits there is one, called like the file."""
+def _splits(config: SourceConfig, sample_file: Path, lock: Lock | None) -> dict[str, list[str]]:
+    """The files of each split that is asked for, called as reports will call them."""
     if config.sample:
-        return {config.name or config.sample: [str(sample_file)]}
-    location = str(config.path).removeprefix("file://")
-    if Path(location).is_dir():
-        splits = choose_splits(location, folder_splits(location, config), config)
+        splits = {str(config.sample): [str(sample_file)]}
+    elif is_hub_id(str(config.path)):
+        splits = _dataset_files(config, lock)
     else:
-        splits = {Path(location).stem: _files(location, config)}
+        splits = local_splits(config)
     if config.name is None:
         return splits
     return {config.name if len(splits) == 1 else f"{config.name}/{split}": files for split, files in splits.items()}
 
 
+def local_splits(config: SourceConfig) -> dict[str, list[str]]:
+    """The files of each split that is asked for; without splits there is one, called like the file."""
+    location = str(config.path).removeprefix("file://")
+    if not Path(location).is_dir():
+        return {Path(location).stem: _files(location, config)}
+    if config.revision is not None:
+        raise UserError(f"data.sources: {location} is a folder here and has no revision; leave it out")
+    return choose_splits(location, folder_splits(location, config), config)
+
+
+def _dataset_files(config: SourceConfig, lock: Lock | None) -> dict[str, list[str]]:
+    """The splits that a source asks for: split → local files; those of the lock, or those of the hub now.
+
+    Raises:
+        UserError: the lock pins something else, its files are not here, or the hub does not give them.
+    """
+    name = str(config.path)
+    if lock is not None:
+        pin = lock.find("dataset", name, config.revision, config.config, config.split)
+        splits, commit = pin.splits or {}, str(pin.commit)
+        found = require_cached("dataset", name, commit, all_files(splits))
+    else:
+        commit, _ = look_up("dataset", name, config.revision)
+        splits = dataset_splits(config, commit)
+        found = download("dataset", name, commit, all_files(splits))
+    return {split: [str(found[file]) for file in files] for split, files in splits.items()}
+
+
+def all_files(splits: dict[str, list[str]]) -> list[str]:
+    """The files of all splits."""
+    return [file for files in splits.values() for file in files]
+
+
+def dataset_splits(config: SourceConfig, commit: str) -> dict[str, list[str]]:
+    """The splits of a hub data set that a source asks for: split → paths in the repository; asks the hub."""
+    name = str(config.path)
+    with asking_hub("dataset", name, commit):
+        splits = choose_splits(name, folder_splits(name, config, commit), config)
+    root = f"hf://datasets/{name}@{commit}/"
+    for file in all_files(splits):
+        if not file.startswith(root):
+            raise UserError(
+                f"data.sources: {name} refers to {file}, outside of itself; download that and give its path"
+            )
+    return {split: [file.removeprefix(root) for file in files] for split, files in splits.items()}
+
+
 def _files(location: str, config: SourceConfig) -> list[str]:
     if asked := [key for key in ("config", "split", "revision") if getattr(config, key) is not None]:
-        raise UserError(f"data.sources: {location} is no data set with a {asked[0]}; leave data.sources.{asked[0]} out")
+        raise UserError(f"data.sources: {location} has no {asked[0]}; leave `{asked[0]}` out, or give a folder")
     files = find_files(location)
     if not files:
         where = "no file" if is_remote(location) else "no file or folder"
