@@ -147,19 +147,22 @@ def test_what_is_fetched_once_needs_no_network_again(
     hub.repositories["datasets/org/chats"].commits[NEWER] = {"README.md": b"all is gone"}
     requests = len(hub.asked)
     nobody = "http://127.0.0.1:9"
-    codes, said = shardtune(nobody, ["prepare", recipe], ["plan", recipe, "--ranks", 1], ["fetch", recipe])
-    assert (codes, said) == ([0, 0, 0], [])
+    other = ["prepare", recipe, "data.sources.0.path=org/other"]
+    codes, said = shardtune(nobody, ["prepare", recipe], ["plan", recipe, "--ranks", 1], ["fetch", recipe], other)
+    assert (codes, len(said)) == ([0, 0, 0, 1], 1), said
+    assert "but the configuration asks for dataset org/other" in said[0]
     assert len(hub.asked) == requests
     assert lock_file.read_bytes() == written
     tokens = TokenStore(tmp_path / "runs" / "fetched" / "tokens")
     assert [source["rows_in"] for source in tokens.manifest["sources"]] == [90, 200]
+    resolved = (tmp_path / "runs" / "fetched" / "run.yaml").read_text(encoding="utf-8")
+    assert f"revision: {MODEL}" in resolved and "path: org/chats" in resolved
 
     (blob,) = (tmp_path / "home").glob("hub/datasets--org--chats/snapshots/*/short/train-1.jsonl")
     blob.resolve().write_bytes(b"{}\n")
-    codes, said = shardtune(nobody, ["fetch", recipe], ["prepare", recipe, "data.sources.0.path=org/other"])
-    assert codes == [1, 1]
+    codes, said = shardtune(nobody, ["fetch", recipe])
+    assert codes == [1]
     assert "short/train-1.jsonl of dataset org/chats config short split train is not what" in said[0]
-    assert "but the configuration asks for dataset org/other" in said[1]
 
 
 def check_lock(path: Path, hub: Hub) -> None:
