@@ -14,7 +14,7 @@ from typing import Any
 
 from data_tools.documents import DocumentMaker, Making, UnitRecord
 from data_tools.errors import UserError
-from data_tools.sources import WorkUnit
+from data_tools.readers import WorkUnit
 from data_tools.store import shard_name
 
 _TRIES = 4

@@ -18,7 +18,7 @@ from data_tools.encode import Documents, Encoder
 from data_tools.errors import RowError
 from data_tools.formats import Conversation, PlainText, RowReader, Tokens
 from data_tools.proofs import EVERY, FIRST_ROWS, Proofs
-from data_tools.sources import Row, WorkUnit, read_rows
+from data_tools.readers import Row, WorkUnit, read_rows
 from data_tools.store import INDEX_SCHEMA, file_digest, shard_name, shard_schema, write_arrow, write_json
 from data_tools.tokenizer import PlainTextFrame, control_tokens, load_tokenizer, vocabulary_size
 

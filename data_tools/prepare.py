@@ -20,11 +20,15 @@ from data_tools.chat_text import RenderedChat
 from data_tools.config import DataConfig, SourceConfig, TokenizerTraining
 from data_tools.documents import DocumentMaker, Making, UnitRecord, read_record
 from data_tools.errors import RowError, UserError
+from data_tools.files import is_hub_id
 from data_tools.fingerprint import fingerprint_of, token_settings
 from data_tools.formats import Conversation, PlainText, RowReader, Sample, with_format
+from data_tools.hub import tokenizer_folder
+from data_tools.lock import Lock
 from data_tools.manifest import check_rejects, write_store
+from data_tools.readers import WorkUnit, read_rows
 from data_tools.samples import write_python_docs
-from data_tools.sources import SourceFiles, WorkUnit, read_rows, resolve_sources, work_units
+from data_tools.sources import SourceFiles, resolve_sources
 from data_tools.store import MANIFEST, TokenStore
 from data_tools.tokenizer import (
     PlainTextFrame,
@@ -34,6 +38,7 @@ from data_tools.tokenizer import (
     tokenizer_digest,
     train_tokenizer,
 )
+from data_tools.units import work_units
 
 LOCK = ".lock"
 IN_PROCESS_ROWS = 8_000
@@ -56,13 +61,16 @@ class _Input:
     units: list[WorkUnit]
 
 
-def prepare(config: DataConfig, store: Path, on_unit: OnUnit = lambda record, total: None) -> TokenStore:
+def prepare(
+    config: DataConfig, store: Path, on_unit: OnUnit = lambda record, total: None, lock_file: Path | None = None
+) -> TokenStore:
     """Make the token store, or finish it; a finished store with the same settings is only opened.
 
     Args:
         config: the run's `data` section.
         store: the folder to write.
         on_unit: told about progress.
+        lock_file: pins what is on the hub, where `fetch` wrote it.
 
     Raises:
         UserError: an input is missing or empty, too many rows are rejected, no row became a document, a proof of the
@@ -70,8 +78,9 @@ def prepare(config: DataConfig, store: Path, on_unit: OnUnit = lambda record, to
     """
     _claim(store)
     with _locked(store):
-        given = _read_input(config, store)
-        tokenizer = _tokenizer(config, given)
+        lock = Lock.read(lock_file) if lock_file else None
+        given = _read_input(config, store, lock)
+        tokenizer = _tokenizer(config, given, lock)
         settings = token_settings(config, given.sources, given.configs, tokenizer)
         if (store / MANIFEST).exists():
             return _reopen(store, settings)
@@ -108,13 +117,13 @@ def _locked(store: Path) -> Iterator[None]:
         yield
 
 
-def _read_input(config: DataConfig, store: Path) -> _Input:
+def _read_input(config: DataConfig, store: Path, lock: Lock | None) -> _Input:
     """Find the files, cut them into units, and look at the first row of each source."""
     sample = store / "sample" / "python_docs.jsonl"
     if any(source.sample for source in config.sources) and not sample.exists():
         write_python_docs(sample)
-    sources = resolve_sources(config.sources, sample)
-    units = work_units(sources, config.rows_per_shard or 2048)
+    sources = resolve_sources(config.sources, sample, lock)
+    units = work_units(sources, config.rows_per_shard)
     configs = []
     for number, source in enumerate(sources):
         asked = config.sources[source.configured]
@@ -124,12 +133,15 @@ def _read_input(config: DataConfig, store: Path) -> _Input:
     return _Input(sources, tuple(configs), units)
 
 
-def _tokenizer(config: DataConfig, given: _Input) -> PreTrainedTokenizerBase:
+def _tokenizer(config: DataConfig, given: _Input, lock: Lock | None) -> PreTrainedTokenizerBase:
     if isinstance(config.tokenizer, TokenizerTraining):
         tokenizer = train_tokenizer(_texts(given), config.tokenizer.vocab_size)
         tokenizer.chat_template = choose_template(str(tokenizer.chat_template), config.chat_template, "the tokenizer")
         return tokenizer
-    return load_tokenizer(config.tokenizer, config.chat_template)
+    name = config.tokenizer
+    if is_hub_id(name):
+        name = tokenizer_folder(name, config.tokenizer_revision, lock)
+    return load_tokenizer(name, config.chat_template)
 
 
 def _texts(given: _Input) -> Iterator[str]:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from data_tools.config import DataConfig, Location, Section
 from data_tools.errors import UserError
+from data_tools.files import is_hub_id, is_remote
 from data_tools.store import MANIFEST
 from sft.config import CheckpointConfig, EvaluateConfig, ModelConfig, TrainConfig
 
@@ -89,7 +90,7 @@ def save_run(config: RunConfig) -> None:
     for section, key in (("model", "path"), ("data", "tokenizer"), ("data", "chat_template")):
         values[section][key] = _absolute(values[section][key])
     for source in values["data"]["sources"]:
-        source["path"] = _absolute(source["path"], always=True)
+        source["path"] = _absolute(source["path"], always=not _is_elsewhere(source["path"]))
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     (config.folder / RUN_FILE).write_text(text, encoding="utf-8")
 
@@ -97,6 +98,11 @@ def save_run(config: RunConfig) -> None:
 def _absolute(value: Any, always: bool = False) -> Any:
     """Local paths become absolute; what does not exist here may be the id of a hub."""
     return str(Path(value).absolute()) if isinstance(value, str) and (always or Path(value).exists()) else value
+
+
+def _is_elsewhere(value: str | None) -> bool:
+    """A URI, or what can only be a data set on the hub."""
+    return value is not None and (is_remote(value) or is_hub_id(value))
 
 
 def _find(name: str) -> Path:

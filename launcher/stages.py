@@ -9,10 +9,29 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from data_tools.errors import UserError
+from data_tools.lock import LOCK_FILE
 from data_tools.store import MANIFEST
 from launcher.config import RunConfig, save_run
 from launcher.run_folder import check_may_start, check_same_run, read_status, summary
 from sft.record import STATUS, read_metrics
+
+
+def fetch_stage(config: RunConfig, console: Console) -> dict[str, Any]:
+    """Hub → cache of this machine and lock.json."""
+    from data_tools.fetch import fetch
+
+    path = config.folder / LOCK_FILE
+    was_locked = path.exists()
+    with console.status("fetching and comparing" if was_locked else "fetching"):
+        lock = fetch(config.data, config.model.path, config.model.revision, path)
+    remote = [pin for pin in lock.pins if pin.commit]
+    for pin in remote:
+        console.print(f"{pin.kind} {pin.id} at {pin.commit}, {len(pin.files)} files", markup=False, highlight=False)
+    size = sum(file["size"] for pin in lock.pins for file in pin.files.values())
+    what = f"{len(remote)} of {len(lock.pins)} inputs are from the hub" if remote else "all inputs are local"
+    done = "everything is still as it was fetched" if was_locked else "fetched"
+    console.print(f"[green]{done}[/]: {what}, {size / 1e6:,.1f} MB → {path}")
+    return {"lock": str(path), "pins": len(lock.pins), "from_hub": len(remote), "bytes": size}
 
 
 def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -23,7 +42,7 @@ def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
     started = time.perf_counter()
     was_finished = (config.store / MANIFEST).exists()
     with tokenizing(console) as on_unit:
-        store = prepare(config.data, config.store, on_unit)
+        store = prepare(config.data, config.store, on_unit, config.folder / LOCK_FILE)
     done = "already prepared" if was_finished else "prepared"
     totals: dict[str, Any] = store.manifest["totals"]
     seconds = time.perf_counter() - started

@@ -19,9 +19,10 @@ from data_tools.config import DataConfig
 from data_tools.documents import DocumentMaker, Making, UnitRecord
 from data_tools.errors import UserError
 from data_tools.prepare import prepare
-from data_tools.sources import resolve_sources, work_units
+from data_tools.sources import resolve_sources
 from data_tools.store import TokenStore
 from data_tools.tokenizer import CHATML
+from data_tools.units import work_units
 from tests.conftest import chats, write_jsonl
 
 
