@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_tools.balance import NO_PACK, share_out
 from data_tools.config import DataConfig
 from data_tools.errors import UserError
-from data_tools.plan import NO_PACK, PackPlan, PlanSettings, make_plan, share_out
+from data_tools.plan import PackPlan, PlanSettings, make_plan
 from data_tools.store import TokenStore
 
 SETTINGS = PlanSettings(max_length=256, too_long="drop", validation_fraction=0.1, packs_per_step=8, seed=3)
