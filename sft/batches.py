@@ -20,6 +20,7 @@ from data_tools.plan import PackTable
 from data_tools.store import StoredDocument, TokenStore
 
 IGNORE = -100
+_FILLER = StoredDocument(np.zeros(1, np.int32), np.ones(1, np.int32), None)
 _UNTRAINED_TRAINED = np.array([False, True])
 _ALTERNATING = np.resize(_UNTRAINED_TRAINED, 1024)
 
@@ -62,13 +63,23 @@ class Batch:
 
 def make_batch(store: TokenStore, table: PackTable, packs: NDArray[np.int64]) -> Batch:
     """Lay the documents of some packs end to end; no packs give one filler token without a label."""
-    documents = [document for pack in packs.tolist() for document in _documents(store, table, pack)]
-    if not documents:
-        return _batch([StoredDocument(np.zeros(1, np.int32), np.ones(1, np.int32), None)], tokens=0)
-    return _batch(documents, tokens=sum(len(document.input_ids) for document in documents))
+    documents = [document for pack in packs.tolist() for document in read_pack(store, table, pack)]
+    ids, labels, weights, borders = lay_out(documents or [_FILLER])
+    lengths = np.diff(borders)
+    positions = np.arange(len(ids))
+    positions -= np.repeat(borders[:-1], lengths)
+    return Batch(
+        input_ids=torch.from_numpy(ids[None]),
+        labels=torch.from_numpy(labels[None]),
+        weights=None if weights is None else torch.from_numpy(weights[None]),
+        positions=torch.from_numpy(positions[None]),
+        borders=torch.from_numpy(borders.astype(np.int32)),
+        longest=int(lengths.max()),
+        tokens=len(ids) if documents else 0,
+    )
 
 
-def _documents(store: TokenStore, table: PackTable, pack: int) -> list[StoredDocument]:
+def read_pack(store: TokenStore, table: PackTable, pack: int) -> list[StoredDocument]:
     """The documents of a pack, or the pieces of them that the plan cut out."""
     place = slice(*table.packs.offsets[pack : pack + 2].tolist())
     documents = [store.document(number) for number in table.packs.documents[place].tolist()]
@@ -84,28 +95,12 @@ def _cut(document: StoredDocument, start: int, length: int) -> StoredDocument:
     return StoredDocument(document.input_ids[start : start + length], runs, document.weights)
 
 
-def _batch(documents: list[StoredDocument], tokens: int) -> Batch:
-    lengths = [len(document.input_ids) for document in documents]
-    borders = np.array([0, *accumulate(lengths)])
+def lay_out(
+    documents: list[StoredDocument],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32] | None, NDArray[np.int64]]:
+    """Documents end to end: ids [T], labels [T], what each label counts [T] where documents say so, borders [D + 1]."""
+    borders = np.array([0, *accumulate([len(document.input_ids) for document in documents])])
     ids = np.concatenate([document.input_ids for document in documents], dtype=np.int64, casting="safe")
-    labels, weights = _labels(ids, documents, borders)
-    positions = np.arange(len(ids))
-    positions -= np.repeat(borders[:-1], lengths)
-    return Batch(
-        torch.from_numpy(ids[None]),
-        torch.from_numpy(labels[None]),
-        None if weights is None else torch.from_numpy(weights[None]),
-        torch.from_numpy(positions[None]),
-        torch.from_numpy(borders.astype(np.int32)),
-        max(lengths),
-        tokens,
-    )
-
-
-def _labels(
-    ids: NDArray[np.int64], documents: list[StoredDocument], borders: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
-    """The next token where it is learnt, and what it counts where the documents say so."""
     runs = [document.mask_runs for document in documents]
     lengths = np.concatenate(runs)
     trained_runs = np.concatenate([_alternating(len(of_document)) for of_document in runs])
@@ -119,7 +114,7 @@ def _labels(
         trained[1:] = weights[:-1] != 0
     labels = np.full_like(ids, IGNORE)
     np.copyto(labels[:-1], ids[1:], where=trained[1:])
-    return labels, weights
+    return ids, labels, weights, borders
 
 
 def _alternating(runs: int) -> NDArray[np.bool_]:

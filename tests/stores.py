@@ -58,7 +58,7 @@ def write_store(folder: Path, documents: list[StoredDocument], sources: list[int
 
 
 def random_documents(lengths: list[int], seed: int, weighted: bool = False) -> list[StoredDocument]:
-    """Documents of given lengths, in each of which something is learnt besides the first token."""
+    """Documents of given lengths; up to three runs of each are learnt."""
     random = np.random.default_rng(seed)
     documents = []
     for length in lengths:
