@@ -39,7 +39,7 @@ def order_of_epoch(costs: NDArray[np.float64], packs_per_step: int, seed: int, e
     by_cost = by_cost[np.argsort(places, kind="stable")]
     steps, rest = divmod(len(costs), packs_per_step)
     # The incomplete step is taken from anywhere: left at an end, it would always have the cheapest or costliest packs.
-    start = int(shuffled(len(costs) - rest + 1, seed, epoch, "incomplete")[0])
+    start = int(shuffled(steps + 1, seed, epoch, "incomplete")[0]) * packs_per_step
     incomplete = by_cost[start : start + rest]
     complete = np.concatenate([by_cost[:start], by_cost[start + rest :]]).reshape(steps, packs_per_step)
     return np.concatenate([complete[shuffled(steps, seed, epoch, "steps")].reshape(-1), incomplete])

@@ -54,8 +54,40 @@ def pack_documents(lengths: NDArray[np.integer], capacity: int) -> Packs:
     return placements.packs(_longest_first(lengths, capacity))
 
 
+class _Spaces:
+    """A set of numbers that finds the smallest one not below a limit in a few steps: bits, 1,024 to a word."""
+
+    def __init__(self, largest: int) -> None:
+        self._words = [0] * (largest // 1024 + 1)
+        self._used = 0  # bit w is set when word w is not 0
+
+    def add(self, number: int) -> None:
+        word, bit = divmod(number, 1024)
+        self._words[word] |= 1 << bit
+        self._used |= 1 << word
+
+    def remove(self, number: int) -> None:
+        word, bit = divmod(number, 1024)
+        self._words[word] ^= 1 << bit
+        if not self._words[word]:
+            self._used ^= 1 << word
+
+    def smallest_from(self, limit: int) -> int | None:
+        word, bit = divmod(limit, 1024)
+        if here := self._words[word] >> bit:
+            return limit + _lowest_bit(here)
+        if not (later := self._used >> (word + 1)):
+            return None
+        word += 1 + _lowest_bit(later)
+        return word * 1024 + _lowest_bit(self._words[word])
+
+
+def _lowest_bit(bits: int) -> int:
+    return (bits & -bits).bit_length() - 1
+
+
 class _Placements:
-    """Packs by the space left in them; a bit set of the spaces finds the tightest one that fits in one step.
+    """Packs by the space left in them.
 
     Packs of equal space are kept as ranges of numbers. Documents come longest first, so where they went is a list of
     runs: the next `packs · each` documents went to the packs from number `first` on, `each` of them to every pack.
@@ -65,15 +97,14 @@ class _Placements:
         self.capacity = capacity
         self._opened = 0
         self._by_space: dict[int, list[tuple[int, int]]] = {}
-        self._spaces = 0  # bit s is set when some pack has s tokens of space
+        self._spaces = _Spaces(capacity)
         self._first, self._packs, self._each = array("q"), array("q"), array("q")
 
     def place(self, length: int, count: int) -> None:
         """Place `count` documents of one length."""
         while count:
-            fitting = self._spaces >> length
-            if fitting:
-                space = length + (fitting & -fitting).bit_length() - 1
+            space = self._spaces.smallest_from(length)
+            if space is not None:
                 count -= self._fill(*self._take(space), space, length, count)
             else:
                 packs = -(-count // (self.capacity // length))
@@ -95,7 +126,7 @@ class _Placements:
         ranges = self._by_space[space]
         taken = ranges.pop()
         if not ranges:
-            self._spaces &= ~(1 << space)
+            self._spaces.remove(space)
         return taken
 
     def _put(self, first: int, packs: int, space: int, length: int, each: int) -> None:
@@ -107,8 +138,9 @@ class _Placements:
             self._packs.append(packs)
             self._each.append(each)
         if left := space - each * length:
-            self._by_space.setdefault(left, []).append((first, packs))
-            self._spaces |= 1 << left
+            if not (ranges := self._by_space.setdefault(left, [])):
+                self._spaces.add(left)
+            ranges.append((first, packs))
 
     def packs(self, documents: NDArray[np.int64]) -> Packs:
         """Spread the documents, longest first, over the packs as recorded."""

@@ -97,13 +97,10 @@ def _shares(store: TokenStore, settings: PlanSettings) -> list[SourceShare]:
 
 def _check_mixture(sources: list[dict[str, Any]], store: TokenStore, settings: PlanSettings) -> None:
     if not any(source["taken_documents"] for source in sources):
-        held_out = (
-            f"fraction={settings.validation_fraction}"
-            if settings.validation_count is None
-            else f"count={settings.validation_count}"
-        )
-        if any(source["validation"] for source in sources):
-            raise UserError(f"data.validation.{held_out} leaves nothing to train on; lower it")
+        if any(source["validation"] for source in sources) and not any(source["not_taken"] for source in sources):
+            by_count = settings.validation_count is not None
+            asked = f"count={settings.validation_count}" if by_count else f"fraction={settings.validation_fraction}"
+            raise UserError(f"data.validation.{asked} leaves nothing to train on; lower it")
         raise UserError("data.sources: no document is left to train on; raise data.max_length, weights or caps")
     for position in range(len(settings.sources)):
         parts = [

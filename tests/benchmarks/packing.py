@@ -199,16 +199,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Packing, balance and reading.")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--peer", help="the Python of an environment with TRL")
-    parser.add_argument("--small", action="store_true", help="a hundredth of the documents: does it run?")
+    parser.add_argument("--small", action="store_true", help="a hundredth of the documents, no 1,024 ranks")
     options = parser.parse_args()
     scale = 100 if options.small else 1
-    names = list(DISTRIBUTIONS)
+    names, ranks = list(DISTRIBUTIONS), (8, 64) if options.small else (8, 64, 1024)
     results: dict[str, list[dict[str, Any]]] = {
         "packing": [packing(name, count // scale) for name in names for count in (1_000_000, 10_000_000)],
         "planning": [planning(count // scale) for count in (1_000_000, 10_000_000)],
-        "balance": [
-            balance(name, ranks, 100 // scale or 5) for name in names for ranks in (8, 64, 1024 // scale or 10)
-        ],
+        "balance": [balance(name, number, steps=100) for name in names for number in ranks],
         "reading": [reading(20_000 // scale)],
     }
     if options.peer:

@@ -170,7 +170,7 @@ def test_sources_must_be_those_of_the_store_and_give_something(two_sources: Toke
     ]:
         with pytest.raises(UserError, match=message):
             make_plan(two_sources, replace(MIXED, sources=sources), tmp_path)
-    with pytest.raises(UserError, match="data.validation.count=1000 leaves nothing to train on"):
+    with pytest.raises(UserError, match=r"data.validation.count=1000 leaves nothing to train on"):
         make_plan(two_sources, replace(MIXED, validation_count=1000), tmp_path)
     assert not (tmp_path / "plan.json").exists()
 
