@@ -46,6 +46,9 @@ def mix(index: Index, tokens: NDArray[np.int64], shares: list[SourceShare], sett
     held_out = available & _held_out(index["digest"], available, settings)
     times = np.zeros(len(tokens), np.uint32)
     for source, documents in _by_source(index["source"], available & ~held_out):
+        if shares[source] == SourceShare():
+            times[documents] = 1
+            continue
         hashes = keyed_hashes(index["digest"][documents], settings.seed, "mixture")
         times[documents] = _take(tokens[documents], hashes, shares[source], settings.weights_by)
     left_out["not_taken"] = available & ~held_out & (times == 0)

@@ -147,7 +147,7 @@ class _Placements:
         first, packs, each = (np.frombuffer(column, np.int64) for column in (self._first, self._packs, self._each))
         pack = (np.repeat(first - (np.cumsum(packs) - packs), packs) + np.arange(packs.sum())).astype(np.uint32)
         size = np.repeat(each, packs).astype(np.int32)
-        by_pack = _stable_order(pack, self._opened)
+        by_pack = stable_order(pack, self._opened)
         size_by_pack = size[by_pack]
         # Where the documents of a run lie, longest first, less where they will lie, pack by pack.
         moved = (np.cumsum(size, dtype=np.int64) - size)[by_pack] - (np.cumsum(size_by_pack) - size_by_pack)
@@ -158,12 +158,12 @@ class _Placements:
 
 
 def _longest_first(lengths: NDArray[np.integer], capacity: int) -> NDArray[np.int64]:
-    return _stable_order((capacity - lengths).astype(np.uint32), capacity)
+    return stable_order((capacity - lengths).astype(np.uint32), capacity)
 
 
-def _stable_order(keys: NDArray[np.uint32], bound: int) -> NDArray[np.int64]:
-    """Stable argsort of keys below `bound`: numpy sorts 16 bits by radix, so more are sorted 16 at a time."""
+def stable_order(keys: NDArray[np.uint32], bound: int) -> NDArray[np.int64]:
+    """Stable argsort of keys up to `bound`: numpy sorts 16 bits by radix, so more are sorted 16 at a time."""
     order = np.argsort(keys.astype(np.uint16), kind="stable")
-    if bound > 2**16:
+    if bound >= 2**16:
         order = order[np.argsort((keys >> 16).astype(np.uint16)[order], kind="stable")]
     return order

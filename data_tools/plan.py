@@ -25,7 +25,7 @@ from data_tools.errors import UserError
 from data_tools.hashing import keyed_hashes
 from data_tools.lengths import Pieces, cut_documents, length_report, wrap
 from data_tools.mixture import mix, source_facts
-from data_tools.packing import Packs, pack_documents
+from data_tools.packing import Packs, pack_documents, stable_order
 from data_tools.plan_settings import PlanSettings, SourceShare
 from data_tools.store import TokenStore, file_digest, read_arrow, write_arrow, write_json
 
@@ -128,10 +128,10 @@ def _repeated(pieces: Pieces, times: NDArray[np.uint32], digests: NDArray[np.uin
         taken = np.flatnonzero(of_piece > round_number)
         contents = digests[pieces.documents[taken]] + pieces.starts[taken].astype(np.uint64)
         numbers.append(taken)
-        hashes.append(keyed_hashes(contents, seed, "order", round_number))
+        hashes.append((keyed_hashes(contents, seed, "order", round_number) >> np.uint64(32)).astype(np.uint32))
     if not numbers:
         return pieces.take(np.zeros(0, np.int64))
-    return pieces.take(np.concatenate(numbers)[np.argsort(np.concatenate(hashes), kind="stable")])
+    return pieces.take(np.concatenate(numbers)[stable_order(np.concatenate(hashes), 2**32)])
 
 
 def _pack_batch(store: TokenStore, pieces: Pieces, settings: PlanSettings) -> pa.RecordBatch:

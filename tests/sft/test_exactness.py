@@ -75,7 +75,7 @@ def reports(
     folders: dict[str, str], weighted_store: TokenStore, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
     """What both ranks report, by stage; one start of two processes serves all stages."""
-    weighted_plan = make_plan(weighted_store, PlanSettings(256, "drop", 0.1, 6, 0), tmp_path_factory.mktemp("plan"))
+    weighted_plan = make_plan(weighted_store, PlanSettings(256, "drop", 0.1, 6, 1), tmp_path_factory.mktemp("plan"))
     weighted = {"weighted_store": str(weighted_store.folder), "weighted_plan": str(weighted_plan.folder)}
     return run_ranks(2, "tests.sft.test_exactness:every_stage", **folders, **weighted)
 
