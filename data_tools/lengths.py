@@ -60,7 +60,7 @@ class Pieces:
 
 
 def cut_documents(store: TokenStore, max_length: int, too_long: str) -> tuple[Pieces, int]:
-    """The pieces of all documents that packs may hold, and how many pieces were left out because they have no label.
+    """The pieces of all documents that packs may hold, and how many parts of cut documents have no label to learn.
 
     Raises:
         UserError: `too_long` is `error` and a document is, or nothing fits.
@@ -77,7 +77,7 @@ def cut_documents(store: TokenStore, max_length: int, too_long: str) -> tuple[Pi
             f"data.max_length={max_length} is shorter than every document (the shortest has {lengths.min()} "
             f"tokens, half of them more than {int(np.median(lengths))}); raise it"
         )
-    whole = Pieces.whole(store.index, np.flatnonzero(fits))
+    whole = Pieces.whole(store.index, np.flatnonzero(fits & (store.index["trained"] > 0)))
     if too_long == "drop" or fits.all():
         return whole, 0
     documents = np.flatnonzero(~fits)

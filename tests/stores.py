@@ -58,12 +58,14 @@ def write_store(folder: Path, documents: list[StoredDocument], sources: list[int
 
 
 def random_documents(lengths: list[int], seed: int, weighted: bool = False) -> list[StoredDocument]:
-    """Documents of given lengths; up to three runs of each are learnt."""
+    """Documents of given lengths, from 2 on; one to three runs of each are learnt."""
     random = np.random.default_rng(seed)
     documents = []
     for length in lengths:
         ends = np.sort(random.integers(0, length, 2 * random.integers(1, 4) - 1))
         runs = np.diff(ends, prepend=0, append=length).astype(np.int32)
+        if runs[1::2].sum() == 0 or runs.tolist()[:2] == [0, 1]:
+            runs = np.array([length - 1, 1], np.int32)
         weights = random.choice([0.5, 1, 2], len(runs) // 2).astype(np.float32) if weighted else None
         documents.append(StoredDocument(random.integers(0, 60_000, length).astype(np.uint16), runs, weights))
     return documents
