@@ -12,7 +12,7 @@ from data_tools.errors import UserError
 from data_tools.lock import LOCK_FILE
 from data_tools.store import MANIFEST
 from launcher.config import RunConfig, save_run
-from launcher.run_folder import check_may_start, check_same_run, read_status, summary
+from launcher.run_folder import check_may_start, check_same_run, planned_attention_cost, read_status, summary
 from sft.record import STATUS, read_metrics
 
 
@@ -76,8 +76,10 @@ def inspect_stage(folder: Path, console: Console, source: str | None, count: int
 
 def plan_stage(config: RunConfig, console: Console, ranks: int) -> dict[str, Any]:
     """Token store → pack plan."""
+    from data_tools.lengths import length_report
     from data_tools.plan import PlanSettings, make_plan
     from data_tools.store import TokenStore
+    from launcher.plan_report import plan_facts, show_lengths, show_plan
     from sft.schedule import micro_batches_per_step
 
     micro_batches_per_step(config.train, ranks)
@@ -85,41 +87,31 @@ def plan_stage(config: RunConfig, console: Console, ranks: int) -> dict[str, Any
     store = TokenStore(config.store)
     _check_store(config, store)
     store.verify()
-    _check_model(config, store)
-    plan = make_plan(
-        store, PlanSettings.of(config.data, config.train.packs_per_step, config.train.seed), config.folder / "plan"
+    show_lengths(length_report(store.index["length"], config.data.max_length), config.data.max_length, console)
+    settings = PlanSettings.of(
+        config.data, config.train.packs_per_step, config.train.seed, _attention_cost(config, store)
     )
+    plan = make_plan(store, settings, config.folder / "plan")
     save_run(config)
-    facts = {
-        "plan": str(plan.folder),
-        "packs": len(plan.train),
-        "validation_packs": len(plan.validation),
-        "fill": round(plan.fill, 5),
-        "steps_per_epoch": plan.steps_per_epoch,
-        "imbalance": round(plan.imbalance(ranks, config.train.packs_per_micro_batch), 5),
-        "too_long": plan.facts["too_long"],
-    }
-    console.print(
-        f"[green]planned[/] {facts['packs']:,} packs of {config.data.max_length:,} tokens, {plan.fill:.1%} full, "
-        f"{plan.steps_per_epoch:,} steps an epoch, attention work {facts['imbalance']:.1%} uneven over {ranks} ranks"
-    )
-    if plan.facts["too_long"]:
-        console.print(
-            f"[yellow]{plan.facts['too_long']:,} documents have more than data.max_length={config.data.max_length} "
-            f"tokens[/] and are left out"
-        )
+    facts = plan_facts(plan, store, ranks, config.train.packs_per_micro_batch)
+    show_plan(facts, plan, ranks, console)
     return facts
 
 
-def _check_model(config: RunConfig, store: Any) -> None:
-    """Mistakes in `model` are said before ranks are started, wherever torch is there to know."""
+def _attention_cost(config: RunConfig, store: Any) -> float:
+    """From the model, wherever torch is there to know it; mistakes in `model` are said before ranks are started."""
+    from data_tools.balance import ATTENTION_COST
+
     if importlib.util.find_spec("torch") is None:
-        return
+        return planned_attention_cost(config) or ATTENTION_COST
     from data_tools.tokenizer import load_tokenizer
+    from sft.cost import attention_cost
     from sft.model import check_length, load_config
 
     tokenizer = load_tokenizer(str(store.folder / "tokenizer"))
-    check_length(load_config(config.model, tokenizer, store.vocab_size), config.data.max_length)
+    model_config = load_config(config.model, tokenizer, store.vocab_size)
+    check_length(model_config, config.data.max_length)
+    return planned_attention_cost(config) or attention_cost(model_config)
 
 
 def _check_store(config: RunConfig, store: Any) -> None:

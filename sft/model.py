@@ -26,13 +26,16 @@ class PackedCausalLM(torch.nn.Module):
         self,
         input_ids: torch.Tensor,
         labels: torch.Tensor,
+        weights: torch.Tensor | None,
         positions: torch.Tensor,
         borders: torch.Tensor,
         longest: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One micro-batch; arguments as in `batches.Batch`."""
         hidden = self._hidden(input_ids, positions, borders, longest)
-        result: tuple[torch.Tensor, torch.Tensor] = self.model.get_output_embeddings()(hidden, labels=labels)
+        result: tuple[torch.Tensor, torch.Tensor] = self.model.get_output_embeddings()(
+            hidden, labels=labels, weights=weights
+        )
         return result
 
     def logits(
