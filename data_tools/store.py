@@ -20,11 +20,10 @@ import socket
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -122,8 +121,7 @@ def file_digest(path: Path) -> str:
     return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
 
 
-@dataclass(frozen=True)
-class StoredDocument:
+class StoredDocument(NamedTuple):
     """One document, as views of the mapped file."""
 
     input_ids: NDArray[Any]
@@ -171,9 +169,10 @@ class TokenStore:
         if not 0 <= number < len(self):
             raise IndexError(f"document {number} of {len(self)}")
         shard = bisect_right(self._first_documents, number) - 1
-        if shard not in self._shards:
-            self._shards[shard] = _Shard(self.folder / self.manifest["shards"][shard]["file"])
-        return self._shards[shard].document(number - self._first_documents[shard])
+        opened = self._shards.get(shard)
+        if opened is None:
+            opened = self._shards[shard] = _Shard(self.folder / self.manifest["shards"][shard]["file"])
+        return opened.document(number - self._first_documents[shard])
 
     def place(self, number: int) -> tuple[int, int]:
         """The source of a document and its row there."""
@@ -204,9 +203,10 @@ class _Shard:
 
     def document(self, row: int) -> StoredDocument:
         number = bisect_right(self._first_rows, row) - 1
-        if number not in self._columns:
-            self._columns[number] = _Columns.of(self._batches[number])
-        return self._columns[number].document(row - self._first_rows[number])
+        columns = self._columns.get(number)
+        if columns is None:
+            columns = self._columns[number] = _Columns(self._batches[number])
+        return columns.document(row - self._first_rows[number])
 
     def place(self, row: int) -> tuple[int, int]:
         number = bisect_right(self._first_rows, row) - 1
@@ -214,32 +214,27 @@ class _Shard:
         return batch.column("source")[row].as_py(), batch.column("row")[row].as_py()
 
 
-@dataclass(frozen=True)
 class _Columns:
-    """The lists of a record batch as numpy arrays: a document is then three slices."""
+    """The lists of a record batch: a document is two or three slices. Offsets are read one by one, as plain numbers."""
 
-    ids: NDArray[Any]
-    id_offsets: NDArray[np.int32]
-    runs: NDArray[np.int32]
-    run_offsets: NDArray[np.int32]
-    weights: NDArray[np.float32]
-    weight_offsets: NDArray[np.int32]
-
-    @classmethod
-    def of(cls, batch: pa.RecordBatch) -> "_Columns":
-        arrays: list[NDArray[Any]] = []
-        for name in ("input_ids", "mask_runs", "weights"):
-            column: pa.ListArray = batch.column(name)
-            arrays += [column.values.to_numpy(), column.offsets.to_numpy()]
-        return cls(*arrays)
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.ids, self._ids_at = _list_column(batch, "input_ids")
+        self.runs, self._runs_at = _list_column(batch, "mask_runs")
+        self.weights, self._weights_at = _list_column(batch, "weights")
 
     def document(self, row: int) -> StoredDocument:
-        weights = self.weights[self.weight_offsets[row] : self.weight_offsets[row + 1]]
+        ids_at, runs_at, weights_at = self._ids_at, self._runs_at, self._weights_at
+        start, end = weights_at[row], weights_at[row + 1]
         return StoredDocument(
-            self.ids[self.id_offsets[row] : self.id_offsets[row + 1]],
-            self.runs[self.run_offsets[row] : self.run_offsets[row + 1]],
-            weights if len(weights) else None,
+            self.ids[ids_at[row] : ids_at[row + 1]],
+            self.runs[runs_at[row] : runs_at[row + 1]],
+            self.weights[start:end] if end > start else None,
         )
+
+
+def _list_column(batch: pa.RecordBatch, name: str) -> tuple[NDArray[Any], memoryview]:
+    column: pa.ListArray = batch.column(name)
+    return column.values.to_numpy(), memoryview(column.offsets.to_numpy())
 
 
 def _running_totals(counts: Iterable[int]) -> list[int]:
