@@ -50,12 +50,30 @@ def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
         f"[green]{done}[/] {totals['rows_out']:,} of {totals['rows_in']:,} rows, {totals['tokens']:,} tokens "
         f"({totals['trained_tokens']:,} trained) in {seconds:.0f} s → {store.folder}"
     )
+    for line in _what_was_read(store.manifest["sources"]):
+        console.print(line, markup=False, highlight=False)
+    if totals["rewritten"]:
+        console.print(
+            f"[yellow]the template rewrites earlier turns of {totals['rewritten']:,} rows[/], of which "
+            f"data.on_rewrite={config.data.on_rewrite} keeps what can be learnt"
+        )
     if refused := totals["rejected"] + totals["dropped"]:
         console.print(
             f"[yellow]{totals['rejected']:,} rows rejected, {totals['dropped']:,} dropped[/]; "
             f"the reasons of all {refused:,} are in {store.folder / 'rejects.jsonl'}"
         )
     return {"store": str(store.folder), **totals, "seconds": round(seconds, 2)}
+
+
+def _what_was_read(sources: list[dict[str, Any]]) -> list[str]:
+    """One line for each format, with the sources that have it."""
+    by_format: dict[str, list[str]] = {}
+    for source in sources:
+        by_format.setdefault(source["format"], []).append(source["name"])
+    return [
+        f"  rows of format {name}: {', '.join(names[:4])}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        for name, names in by_format.items()
+    ]
 
 
 def inspect_stage(folder: Path, console: Console, source: str | None, count: int, html: Path | None) -> dict[str, Any]:
