@@ -14,6 +14,7 @@ from typing import Any
 
 from data_tools.documents import DocumentMaker, Making, UnitRecord
 from data_tools.errors import UserError
+from data_tools.files import is_remote
 from data_tools.readers import WorkUnit
 from data_tools.store import shard_name
 
@@ -49,7 +50,8 @@ def make_on_actors(making: Making, units: list[WorkUnit], actors: int) -> Iterat
         remote_maker = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=_TRIES)(DocumentMaker)
         pool = [remote_maker.options(scheduling_strategy="SPREAD").remote(making) for _ in range(fitting)]
         for record in _share_out(ray, pool, units):
-            _wait_until_seen(making.store / shard_name(record.unit))
+            if not is_remote(making.store):
+                _wait_until_seen(Path(making.store) / shard_name(record.unit))
             yield record
     except (ray.exceptions.RayError, ConnectionError) as error:
         if isinstance(cause := getattr(error, "cause", None), UserError):

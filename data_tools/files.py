@@ -120,7 +120,7 @@ def find_files(pattern: str) -> list[str]:
             return [pattern]
         return sorted(name for name in glob(pattern, recursive=True) if Path(name).is_file())  # noqa: PTH207
     with reading(pattern):
-        system, path = _file_system(pattern)
+        system, path = open_file_system(pattern)
         if not has_magic(path):
             if system.info(path)["type"] == "directory":
                 raise UserError(f"data.sources: {pattern} is a folder; give a glob such as {pattern}/*.parquet")
@@ -134,7 +134,7 @@ def file_size(location: str) -> int:
     with reading(location):
         if not is_remote(location):
             return Path(location).stat().st_size
-        system, path = _file_system(location)
+        system, path = open_file_system(location)
         return int(system.info(path)["size"])
 
 
@@ -154,7 +154,7 @@ def open_stored(location: str) -> IO[bytes]:
     """The bytes as they are stored, buffered and seekable."""
     if not is_remote(location):
         return open(location, "rb", buffering=BLOCK)
-    system, path = _file_system(location)
+    system, path = open_file_system(location)
     return io.BufferedReader(system.open(path, "rb"), BLOCK)
 
 
@@ -186,6 +186,19 @@ def reading(location: str) -> Iterator[None]:
         raise UserError(f"data.sources: cannot read {location}: {_reason(error)}") from None
 
 
+@contextmanager
+def writing(location: str) -> Iterator[None]:
+    """Turn what goes wrong with a store's object into one line.
+
+    Raises:
+        UserError: the object store refuses, or cannot be reached.
+    """
+    try:
+        yield
+    except _errors() as error:
+        raise UserError(f"data.store: {location}: {_reason(error)}") from None
+
+
 def _errors() -> tuple[type[Exception], ...]:
     of_libraries = (getattr(sys.modules[module], name) for module, name in _OF_LIBRARIES if module in sys.modules)
     return (OSError, EOFError, lzma.LZMAError, pa.ArrowException, *of_libraries)
@@ -204,8 +217,12 @@ def _reason(error: Exception) -> str:
     return text or type(error).__name__
 
 
-def _file_system(location: str) -> tuple[Any, str]:
-    """The fsspec file system of a URI, and the path there."""
+def open_file_system(location: str) -> tuple[Any, str]:
+    """The fsspec file system of a URI, and the path there.
+
+    Raises:
+        UserError: its library is not installed.
+    """
     import fsspec
 
     protocol = location.partition("://")[0]

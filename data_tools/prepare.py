@@ -26,6 +26,7 @@ from data_tools.formats import Conversation, PlainText, RowReader, Sample, with_
 from data_tools.hub import tokenizer_folder
 from data_tools.lock import Lock
 from data_tools.manifest import check_rejects, write_store
+from data_tools.mirror import REMOTE, Mirror, local_folder, open_store
 from data_tools.readers import WorkUnit, read_rows
 from data_tools.samples import write_python_docs
 from data_tools.sources import SourceFiles, resolve_sources
@@ -82,23 +83,29 @@ def prepare(
         given = _read_input(config, store, lock)
         tokenizer = _tokenizer(config, given, lock)
         settings = token_settings(config, given.sources, given.configs, tokenizer)
-        if (store / MANIFEST).exists():
+        mirror = Mirror(store)
+        if mirror.pull(MANIFEST, again=True):
             return _reopen(store, settings)
         engine = _start_store(store, tokenizer, config, given, fingerprint_of(settings))
         making = Making(
-            store.absolute(), fingerprint_of(settings), config.template_date, Learning.of(config), given.configs, engine
+            store=mirror.uri or str(store.absolute()),
+            fingerprint=fingerprint_of(settings),
+            template_date=config.template_date,
+            learning=Learning.of(config),
+            sources=given.configs,
+            engine=engine,
         )
         records = _make_shards(config, making, given.units, on_unit)
         facts = {"asked": config.asked(), "settings": settings, "encoder": engine}
-        write_store(store, given.sources, given.configs, records, tokenizer, facts)
-        return TokenStore(store)
+        write_store(mirror, given.sources, given.configs, records, tokenizer, facts)
+        return open_store(store)
 
 
 def _claim(store: Path) -> None:
     """Make the folder; what is there already must be a store, finished or not: leftovers in it will be deleted."""
     try:
         store.mkdir(parents=True, exist_ok=True)
-        if any(store.iterdir()) and not (store / LOCK).exists():
+        if not {LOCK, REMOTE} & (found := {path.name for path in store.iterdir()}) and found:
             raise UserError(f"data.store: {store} is not empty and no token store; choose a new folder")
     except OSError as error:
         raise UserError(f"data.store: cannot use {store}: {error.strerror}; choose another folder") from None
@@ -168,7 +175,7 @@ def _samples(given: _Input, units: list[WorkUnit]) -> Iterator[tuple[WorkUnit, S
 
 
 def _reopen(store: Path, settings: dict[str, object]) -> TokenStore:
-    finished = TokenStore(store)
+    finished = open_store(store)
     if finished.fingerprint != fingerprint_of(settings):
         made_with = finished.manifest["settings"]
         changed = ", ".join(key for key in settings if settings[key] != made_with.get(key))
@@ -184,15 +191,17 @@ def _start_store(
     store: Path, tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: _Input, fingerprint: str
 ) -> str:
     """Put the tokenizer in place, clear away what other settings left unfinished, and choose what encodes."""
-    finished = [unit for unit in given.units if read_record(store, unit.number, fingerprint)]
-    if not finished:
-        shutil.rmtree(store / "units", ignore_errors=True)
-        shutil.rmtree(store / "shards", ignore_errors=True)
+    mirror = Mirror(store)
+    finished = [unit for unit in given.units if read_record(mirror, unit.number, fingerprint)]
     for folder in ("shards", "units"):
+        if not finished:
+            shutil.rmtree(store / folder, ignore_errors=True)
+            mirror.remove(folder)
         (store / folder).mkdir(exist_ok=True)
         for leftover in (store / folder).glob(".*.tmp"):
             leftover.unlink()
     tokenizer.save_pretrained(store / "tokenizer")
+    mirror.push_folder("tokenizer")
     saved = load_tokenizer(str(store / "tokenizer"))
     if tokenizer_digest(saved) != tokenizer_digest(tokenizer):
         raise UserError("data.tokenizer: saved and loaded again it encodes differently; save it with this transformers")
@@ -234,7 +243,7 @@ def _make_shards(config: DataConfig, making: Making, units: list[WorkUnit], on_u
     for record in make_on_actors(making, units, actors) if actors else _in_process(making, units):
         on_unit(record, rows)
         records.append(record)
-        check_rejects(records, rows, config.max_reject_fraction, making.store)
+        check_rejects(records, rows, config.max_reject_fraction, local_folder(making.store))
     return sorted(records, key=lambda record: record.unit)
 
 

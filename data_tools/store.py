@@ -18,7 +18,7 @@ import json
 import os
 import socket
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import accumulate
@@ -121,6 +121,10 @@ def file_digest(path: Path) -> str:
     return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
 
 
+Fetch = Callable[[str], bool]
+"""Sees to it that a file of the store is in its folder; whether it is."""
+
+
 class StoredDocument(NamedTuple):
     """One document, as views of the mapped file."""
 
@@ -139,8 +143,9 @@ class TokenStore:
         UserError: there is no finished store in the folder, or it was made by another version.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fetch: Fetch = lambda name: True) -> None:
         self.folder = folder
+        self._fetch = fetch
         self.manifest = _read_manifest(folder)
         self._first_documents = _running_totals(shard["documents"] for shard in self.manifest["shards"])
         self._shards: dict[int, _Shard] = {}
@@ -161,6 +166,7 @@ class TokenStore:
     @cached_property
     def index(self) -> dict[str, NDArray[Any]]:
         """`length`, `trained`, `weight`, `source`, `digest` of every document, in store order, without copying."""
+        self._fetch("index.arrow")
         batch = read_arrow(self.folder / "index.arrow")
         return {name: batch.column(name).to_numpy() for name in batch.schema.names}
 
@@ -171,7 +177,9 @@ class TokenStore:
         shard = bisect_right(self._first_documents, number) - 1
         opened = self._shards.get(shard)
         if opened is None:
-            opened = self._shards[shard] = _Shard(self.folder / self.manifest["shards"][shard]["file"])
+            name = self.manifest["shards"][shard]["file"]
+            self._fetch(name)
+            opened = self._shards[shard] = _Shard(self.folder / name)
         return opened.document(number - self._first_documents[shard])
 
     def place(self, number: int) -> tuple[int, int]:
@@ -188,6 +196,7 @@ class TokenStore:
         """
         for shard in self.manifest["shards"]:
             path = self.folder / shard["file"]
+            self._fetch(shard["file"])
             if not path.exists() or file_digest(path) != shard["blake3"]:
                 raise UserError(f"{path} is not what was written; delete {self.folder} and run `shardtune prepare`")
 

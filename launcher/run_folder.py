@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from data_tools.errors import UserError
+from data_tools.mirror import open_store
 from data_tools.plan import PLAN, PlanSettings
-from data_tools.store import TokenStore
 from launcher.config import RUN_FILE, RunConfig
 from sft.record import STATUS, read_metrics
 
@@ -68,7 +68,7 @@ def _check_plan(config: RunConfig) -> None:
                 f"{config.folder} was planned with {key}={facts['settings'].get(key)}, not {value}; "
                 f"resume with the same, or start another run with name=NAME"
             )
-    if facts["store"] != TokenStore(config.store).fingerprint:
+    if facts["store"] != open_store(config.store).fingerprint:
         raise UserError(f"{config.folder} was trained on another token store than {config.store}; use its own")
 
 

@@ -79,10 +79,10 @@ def _what_was_read(sources: list[dict[str, Any]]) -> list[str]:
 def inspect_stage(folder: Path, console: Console, source: str | None, count: int, html: Path | None) -> dict[str, Any]:
     """Token store → what people look at, on the terminal and as a page."""
     from data_tools.inspect import inspect_store
-    from data_tools.store import TokenStore
+    from data_tools.mirror import open_store
     from launcher.show_store import show_store
 
-    found = inspect_store(TokenStore(folder), source, count)
+    found = inspect_store(open_store(folder), source, count)
     show_store(found, console)
     if html is not None:
         from data_tools.inspect_page import write_page
@@ -95,14 +95,14 @@ def inspect_stage(folder: Path, console: Console, source: str | None, count: int
 def plan_stage(config: RunConfig, console: Console, ranks: int) -> dict[str, Any]:
     """Token store → pack plan."""
     from data_tools.lengths import length_report
+    from data_tools.mirror import open_store
     from data_tools.plan import PlanSettings, make_plan
-    from data_tools.store import TokenStore
     from launcher.plan_report import plan_facts, show_lengths, show_plan
     from sft.schedule import micro_batches_per_step
 
     micro_batches_per_step(config.train, ranks)
     check_same_run(config)
-    store = TokenStore(config.store)
+    store = open_store(config.store)
     _check_store(config, store)
     store.verify()
     show_lengths(length_report(store.index["length"], config.data.max_length), config.data.max_length, console)

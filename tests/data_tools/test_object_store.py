@@ -17,14 +17,17 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from data_tools.config import DataConfig, SourceConfig
+from data_tools.documents import UnitRecord
 from data_tools.errors import UserError
 from data_tools.files import content_digest
+from data_tools.mirror import local_folder, open_store
 from data_tools.prepare import prepare
 from data_tools.readers import read_rows
 from data_tools.sources import resolve_sources
 from data_tools.store import file_digest
 from data_tools.units import work_units
 from tests.conftest import chats
+from tests.data_tools.test_prepare import content
 
 ROWS = chats(50)
 LINES = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
@@ -150,3 +153,50 @@ def test_a_missing_client_is_named(uri: str, client: str, extra: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script, client, uri], capture_output=True, text=True, check=True)
     assert f"needs another package: pip install 'shardtune[{extra}]'" in done.stdout
+
+
+def test_a_store_in_an_object_store(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made by way of one machine's cache, gone on with and read by way of others': the objects of a plain store."""
+    values = {"sources": [{"path": "s3://chats/a.jsonl.gz"}], "tokenizer": {"vocab_size": 400}, "rows_per_shard": 16}
+    config = DataConfig.model_validate(values)
+    plain = prepare(config, tmp_path / "plain")
+    monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path / "first"))
+
+    def killed(record: UnitRecord, rows: int) -> None:
+        if record.unit == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, local_folder("s3://chats/tokens"), killed)
+    with pytest.raises(UserError, match=r"is not finished|does not exist"):
+        open_store(local_folder("s3://chats/tokens"))
+    monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path / "second"))
+    made: list[int] = []
+    prepare(config, local_folder("s3://chats/tokens/"), lambda record, rows: made.append(record.unit))
+    system = fsspec.filesystem("s3")
+    system.invalidate_cache()
+    objects = {key.removeprefix("chats/tokens/"): system.cat_file(key) for key in system.find("chats/tokens")}
+    there = {name: data for name, data in content(plain.folder).items() if not name.startswith("sample/")}
+    assert objects == there
+    monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path / "third"))
+    opened = open_store("s3://chats/tokens")
+    assert not list(opened.folder.glob("shards/*")), "shards come down when they are read"
+    assert [opened.document(n).input_ids.tolist() for n in range(50)] == [
+        plain.document(n).input_ids.tolist() for n in range(50)
+    ]
+    opened.verify()
+    changed = bytearray(objects["shards/00001.arrow"])
+    changed[len(changed) // 2] ^= 1
+    system.pipe_file("chats/tokens/shards/00001.arrow", bytes(changed))
+    monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path / "fourth"))
+    with pytest.raises(UserError, match=r"00001\.arrow is not what was written"):
+        open_store("s3://chats/tokens").verify()
+
+
+def test_an_object_store_that_refuses(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path))
+    config = DataConfig.model_validate(
+        {"sources": [{"path": "s3://chats/a.jsonl.gz"}], "tokenizer": {"vocab_size": 400}}
+    )
+    with pytest.raises(UserError, match=r"data\.store: s3://no-such-bucket/tokens"):
+        prepare(config, local_folder("s3://no-such-bucket/tokens"))
