@@ -17,7 +17,7 @@ from data_tools.encode import Documents, Encoder
 from data_tools.errors import RowError
 from data_tools.formats import Conversation, PlainText, RowReader, Tokens
 from data_tools.mirror import Mirror, local_folder
-from data_tools.proofs import EVERY, FIRST_ROWS, Proofs
+from data_tools.proofs import EVERY, Proofs
 from data_tools.readers import Row, WorkUnit, read_rows
 from data_tools.store import INDEX_SCHEMA, file_digest, shard_name, shard_schema, write_arrow, write_json
 from data_tools.tokenizer import PlainTextFrame, control_tokens, load_tokenizer, vocabulary_size
@@ -173,7 +173,7 @@ class DocumentMaker:
         match sample:
             case Conversation():
                 chats = self._template.render(sample)
-                if position < FIRST_ROWS or position % EVERY == 0:
+                if position % EVERY == 0:
                     proofs.look(position, sample, chats)
                 return chats
             case PlainText():
@@ -210,11 +210,13 @@ class DocumentMaker:
         token = self._schema.field("input_ids").type.value_type
         assert documents.offsets[-1] < 2**31, "list offsets have 32 bits"
         columns = [
-            _list_array(documents.ids.astype(token.to_pandas_dtype(), copy=False), documents.offsets),
+            _list_array(
+                documents.ids.astype(np.uint16 if token == pa.uint16() else np.int32, copy=False), documents.offsets
+            ),
             _list_array(documents.masks.runs, documents.masks.offsets),
             _weights_array(documents.run_weights),
-            pa.array(np.full(len(documents), unit.source, np.int16)),
-            pa.array(positions + unit.source_row),
+            _array(np.full(len(documents), unit.source, np.int16)),
+            _array(positions + unit.source_row),
         ]
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
@@ -224,7 +226,13 @@ def _is_rewritten(item: RenderedChat | Tokens) -> bool:
 
 
 def _list_array(values: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any]) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
+    return pa.ListArray.from_arrays(_array(offsets.astype(np.int32)), _array(values))
+
+
+def _array(values: np.ndarray[Any, Any]) -> pa.Array:
+    """Numbers as an Arrow array, without copying (and without pandas, which `pa.array` would import first)."""
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
 def _weights_array(weights: list[list[float] | None]) -> pa.Array:
@@ -234,11 +242,11 @@ def _weights_array(weights: list[list[float] | None]) -> pa.Array:
 
 def _index_batch(unit: WorkUnit, documents: Documents) -> pa.RecordBatch:
     columns = [
-        pa.array(np.diff(documents.offsets).astype(np.int32)),
-        pa.array(documents.trained),
-        pa.array(documents.weight),
-        pa.array(np.full(len(documents), unit.source, np.int16)),
-        pa.array(documents.digests()),
+        _array(np.diff(documents.offsets).astype(np.int32)),
+        _array(documents.trained),
+        _array(documents.weight),
+        _array(np.full(len(documents), unit.source, np.int16)),
+        _array(documents.digests()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=INDEX_SCHEMA)
 

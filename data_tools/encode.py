@@ -140,12 +140,14 @@ class Encoder:
         ids: list[int] = []
         places: list[tuple[int, int]] = []
         for number, (start, end) in enumerate(pairwise(edges)):  # odd pieces are text that looks like control tokens
-            self._backend.encode_special_tokens = bool(number % 2)  # as any other text
+            if item.literals:
+                self._backend.encode_special_tokens = bool(number % 2)  # as any other text
             encoding = self._backend.encode(item.text[start:end].decode(), add_special_tokens=False)
             before = len(item.text[:start].decode())
             ids += encoding.ids
             places += [(first + before, last + before) for first, last in encoding.offsets]
-        self._backend.encode_special_tokens = False
+        if item.literals:
+            self._backend.encode_special_tokens = False
         offsets = np.array(places, np.int64).reshape(-1, 2)
         return np.array(ids, np.int32), token_borders(offsets[:, 1], offsets[:, 0], _in_characters(text, item))
 

@@ -172,14 +172,14 @@ def test_csv_fields_may_hold_anything(rows: list[tuple[str, str]], rows_per_shar
 
 
 def test_units_by_bytes_do_not_depend_on_the_machine(tmp_path: Path) -> None:
-    """Units of 1 MiB for small inputs, of a 256th for larger ones; a row that is longer is a unit of its own."""
+    """Units of 4 MiB for small inputs, of a 256th for larger ones; a row that is longer is a unit of its own."""
     row = {"text": "y" * 100_000}
-    (tmp_path / "a.jsonl").write_bytes(json_lines([row] * 25 + [{"text": "z" * 10_000_000}] + [row] * 25))
+    (tmp_path / "a.jsonl").write_bytes(json_lines([row] * 85 + [{"text": "z" * 10_000_000}] + [row] * 85))
     units = work_units([SourceFiles("a", (str(tmp_path / "a.jsonl"),))], None)
-    assert [unit.rows for unit in units] == [11, 11, 4, 11, 11, 3]
+    assert [unit.rows for unit in units] == [42, 42, 2, 42, 42, 1]
     total = 52 * (tmp_path / "a.jsonl").stat().st_size
     assert cutting._unit_bytes([SourceFiles("a", (str(tmp_path / "a.jsonl"),) * 52)]) == total // 256
-    assert [row for unit in units for row in read_rows(unit)][25] == {"text": "z" * 10_000_000}
+    assert [row for unit in units for row in read_rows(unit)][85] == {"text": "z" * 10_000_000}
     empty_rows = b"{}\n" * (cutting.MOST_ROWS + 1)
     starts = cutting._line_starts(io.BytesIO(empty_rows))
     assert [rows for rows, _ in cutting._cut_at_starts(starts, cutting._Size(cutting.MOST_ROWS, 2**28))] == [2**20, 1]
