@@ -10,8 +10,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import awkward  # noqa: F401 -- gigatoken imports it when it is first used; imports of TRL do not count either
-import pandas  # noqa: F401 -- likewise
+import awkward  # type: ignore[import-untyped, unused-ignore]  # noqa: F401 -- gigatoken imports it when it is first used; imports of TRL do not count either
+import pandas  # type: ignore[import-untyped, unused-ignore]  # noqa: F401 -- likewise
 
 from data_tools import prepare as driver
 from data_tools.chat import ChatTemplate
