@@ -45,7 +45,9 @@ def make_on_actors(making: Making, units: list[WorkUnit], actors: int) -> Iterat
     import ray
 
     try:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        # Without an address Ray would join whatever cluster was last started on this machine, dead ones too.
+        address = None if os.environ.get("RAY_ADDRESS") else "local"
+        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         fitting = min(actors, len(units), max(1, int(ray.cluster_resources().get("CPU", 1))))
         remote_maker = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=_TRIES)(DocumentMaker)
         pool = [remote_maker.options(scheduling_strategy="SPREAD").remote(making) for _ in range(fitting)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
-from data_tools.chat_text import ByteSpan, RenderedChat
+from data_tools.chat_text import ByteSpan, FilledChat, RenderedChat
 from data_tools.config import DataConfig
 from data_tools.errors import RowError, UserError
 from data_tools.formats import Conversation
@@ -73,6 +73,10 @@ class ChatTemplate:
         Raises:
             RowError: the template refuses the conversation, rewrites earlier turns, or loses an answer.
         """
+        return [chat.rendered() if isinstance(chat, FilledChat) else chat for chat in self.chats(conversation)]
+
+    def chats(self, conversation: Conversation) -> Sequence[RenderedChat | FilledChat]:
+        """What `render` gives, but texts that a skeleton makes are left to be put together with others."""
         if self._skeletons.proved and (chat := self._render_fast(conversation)):
             return [chat]
         return self.render_with_jinja(conversation)
@@ -126,18 +130,17 @@ class ChatTemplate:
                 raise UserError(f"the template's generation tags enclose what asks for message {turn.message}")
         return True
 
-    def _render_fast(self, conversation: Conversation) -> RenderedChat | None:
+    def _render_fast(self, conversation: Conversation) -> FilledChat | None:
         """By its skeleton, where a conversation is nothing but roles and contents that are not blank."""
         if conversation.parts is None:
             return None
         roles, contents = conversation.parts
         if self._guards and any(self._control.search(content) for content in contents):
             return None
+        if not all(content.isascii() or is_unicode(content) for content in contents):
+            raise RowError(_NO_UNICODE)
         skeleton = self._skeletons.of(conversation, roles)
-        try:
-            return skeleton.fill(contents) if skeleton else None
-        except UnicodeEncodeError:
-            raise RowError(_NO_UNICODE) from None
+        return skeleton.fill(contents) if skeleton else None
 
     def _render_whole(self, conversation: Conversation) -> RenderedChat:
         """One document: the whole conversation with every wanted turn."""
@@ -210,6 +213,15 @@ class ChatTemplate:
                 return [self._marked(item) for item in value]
             case _:
                 return value
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _NO_UNICODE = "a message has half of a surrogate pair, which is no Unicode text"

@@ -2,7 +2,7 @@
 
 import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import pyarrow as pa
 from data_tools.chat import ChatTemplate, Learning
 from data_tools.chat_text import RenderedChat
 from data_tools.config import SourceConfig
-from data_tools.encode import Documents, Encoder
+from data_tools.encode import Documents, Encoder, Item
 from data_tools.errors import RowError
 from data_tools.formats import Conversation, PlainText, RowReader, Tokens
 from data_tools.mirror import Mirror, local_folder
@@ -144,7 +144,7 @@ class DocumentMaker:
     def _batches(self, unit: WorkUnit, tally: _Tally, proofs: Proofs) -> Iterator[pa.RecordBatch]:
         """The unit's documents, some megabytes of text at a time."""
         rows: list[int] = []
-        items: list[RenderedChat | Tokens] = []
+        items: list[Item] = []
         size = 0
         for position, row in enumerate(read_rows(unit)):
             try:
@@ -155,13 +155,13 @@ class DocumentMaker:
             for item in made:
                 rows.append(position)
                 items.append(item)
-                size += len(item.text) if isinstance(item, RenderedChat) else 4 * len(item.trained)
+                size += item.size
             if len(rows) >= _ROWS_AT_ONCE or size >= _BYTES_AT_ONCE:
                 yield from self._batch(unit, rows, items, tally)
                 rows, items, size = [], [], 0
         yield from self._batch(unit, rows, items, tally)
 
-    def _make_items(self, row: Row, source: int, position: int, proofs: Proofs) -> list[RenderedChat] | list[Tokens]:
+    def _make_items(self, row: Row, source: int, position: int, proofs: Proofs) -> Sequence[Item]:
         """The documents of one row, not yet encoded.
 
         Raises:
@@ -172,7 +172,7 @@ class DocumentMaker:
         sample = self._readers[source].read(row)
         match sample:
             case Conversation():
-                chats = self._template.render(sample)
+                chats = self._template.chats(sample)
                 if position % EVERY == 0:
                     proofs.look(position, sample, chats)
                 return chats
@@ -183,9 +183,7 @@ class DocumentMaker:
                     raise RowError(f"`input_ids` has ids outside the vocabulary of {self._vocab_size}")
                 return [sample]
 
-    def _batch(
-        self, unit: WorkUnit, rows: list[int], items: list[RenderedChat | Tokens], tally: _Tally
-    ) -> Iterator[pa.RecordBatch]:
+    def _batch(self, unit: WorkUnit, rows: list[int], items: list[Item], tally: _Tally) -> Iterator[pa.RecordBatch]:
         if not items:
             return
         documents = self._encoder.encode(items)
@@ -193,8 +191,7 @@ class DocumentMaker:
         kept = documents.trained > 0
         with_document = set(positions[kept].tolist())
         tally.rows_out += len(with_document)
-        chats = [item for item in items if isinstance(item, RenderedChat)]
-        tally.conversations += len(chats)
+        tally.conversations += sum(not isinstance(item, Tokens) for item in items)
         tally.rewritten += len({row for row, item in zip(rows, items, strict=True) if _is_rewritten(item)})
         for position in sorted(set(rows) - with_document):
             number = unit.first_row + position
@@ -221,7 +218,7 @@ class DocumentMaker:
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
 
-def _is_rewritten(item: RenderedChat | Tokens) -> bool:
+def _is_rewritten(item: Item) -> bool:
     return isinstance(item, RenderedChat) and item.rewritten
 
 

@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from data_tools.backends import load_gigatoken, plain_backend, token_lengths
-from data_tools.chat_text import ByteSpan, RenderedChat
+from data_tools.chat_text import ByteSpan, FilledChat, RenderedChat
 from data_tools.formats import Tokens
 from data_tools.masks import Masks, label_counts, mask_runs, token_borders
+
+Item = RenderedChat | FilledChat | Tokens
+"""What can become a document."""
 
 
 @dataclass(frozen=True)
@@ -65,42 +68,42 @@ class Encoder:
         self._composes = self._backend.normalizer is not None
         self._fast = load_gigatoken(self._backend) if engine == "gigatoken" else None
 
-    def encode(self, items: Sequence[RenderedChat | Tokens]) -> Documents:
+    def encode(self, items: Sequence[Item]) -> Documents:
         """Encode rendered chats; every token that holds a byte of a learnt span is trained."""
-        simple = np.array([isinstance(item, RenderedChat) and self._is_simple(item) for item in items], np.bool_)
-        texts = [item.text if isinstance(item, RenderedChat) else b"" for item in items]
+        batch = _Batch.of(items)
+        weights = [None if isinstance(item, Tokens) else item.weights for item in items]
+        simple = np.array(
+            [self._is_simple(item, text) for item, text in zip(items, batch.texts, strict=True)], np.bool_
+        )
+        counts = batch.border_counts
         if self._token_lengths is None:
             ids, offsets = np.empty(0, np.int32), np.zeros(len(items) + 1, np.int64)
+            borders, counts = np.empty(0, np.int64), np.zeros_like(counts)
+            simple[:] = False
         else:
-            ids, offsets = self._ids(texts)
-        borders, counts = np.empty(0, np.int64), np.zeros(len(items), np.int64)
-        if self._token_lengths is not None:
+            ids, offsets = self._ids(batch.texts)
             ends = np.zeros(len(ids) + 1, np.int64)  # of tokens, in bytes of the whole batch, after a 0
             np.cumsum(self._token_lengths[ids], out=ends[1:])
             reached = ends[offsets]
-            simple &= np.diff(reached) == np.fromiter(map(len, texts), np.int64, len(texts))
-            spans = [item.spans if isinstance(item, RenderedChat) else [] for item in items]
-            counts = np.array([2 * len(each) for each in spans], np.int64)
-            flat = np.array([border for each in spans for span in each for border in span], np.int64)
-            flat += np.repeat(reached[:-1], counts)
-            borders = token_borders(ends[1:], ends[:-1], flat.reshape(-1, 2))
+            simple &= np.diff(reached) == np.diff(batch.text_offsets)
+            moved = np.repeat(reached[:-1] - batch.text_offsets[:-1], counts)  # after a text that is not simple
+            borders = token_borders(ends[1:], ends[:-1], (batch.borders + moved).reshape(-1, 2))
         if not simple.all():
             ids, offsets, borders, counts = self._replace(items, simple, ids, offsets, borders, counts)
         masks = mask_runs(borders, counts, offsets)
-        weights = [item.weights if isinstance(item, RenderedChat) else None for item in items]
         return Documents(ids, offsets, masks, weights, *label_counts(masks, _every_run(weights, masks)))
 
-    def encode_alone(self, item: RenderedChat | Tokens) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    def encode_alone(self, item: Item) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """The ids and the mask of one document by the tokenizer's own offsets, which is slow and sure."""
         ids, borders = self._encode_one(item)
         mask = np.zeros(len(ids) + 1, np.int8)
         np.add.at(mask, borders, np.tile([1, -1], len(borders) // 2).astype(np.int8))
         return ids, np.cumsum(mask[:-1]) > 0
 
-    def _is_simple(self, chat: RenderedChat) -> bool:
-        if chat.literals:
+    def _is_simple(self, item: Item, text: bytes) -> bool:
+        if isinstance(item, Tokens) or (isinstance(item, RenderedChat) and item.literals):
             return False
-        return not self._composes or chat.text.isascii() or unicodedata.is_normalized("NFC", chat.text.decode())
+        return not self._composes or text.isascii() or unicodedata.is_normalized("NFC", text.decode())
 
     def _ids(self, texts: list[bytes]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """The ids of all texts end to end, and where each text begins."""
@@ -114,7 +117,7 @@ class Encoder:
 
     def _replace(
         self,
-        items: Sequence[RenderedChat | Tokens],
+        items: Sequence[Item],
         simple: NDArray[np.bool_],
         ids: NDArray[np.int32],
         offsets: NDArray[np.int64],
@@ -130,11 +133,12 @@ class Encoder:
         new_borders = np.concatenate(each_borders) + np.repeat(new_offsets[:-1], new_counts)
         return np.concatenate(each_ids).astype(np.int32, copy=False), new_offsets, new_borders, new_counts
 
-    def _encode_one(self, item: RenderedChat | Tokens) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def _encode_one(self, item: Item) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """The ids of one document, and the borders of its trained tokens."""
         if isinstance(item, Tokens):
             changes = np.flatnonzero(np.diff(np.array([False, *item.trained, False], np.int8)))
             return np.array(item.input_ids, np.int32), changes.astype(np.int64)
+        item = item.rendered() if isinstance(item, FilledChat) else item
         text = item.text.decode()
         edges = [0, *(edge for literal in item.literals for edge in literal), len(item.text)]
         ids: list[int] = []
@@ -150,6 +154,52 @@ class Encoder:
             self._backend.encode_special_tokens = False
         offsets = np.array(places, np.int64).reshape(-1, 2)
         return np.array(ids, np.int32), token_borders(offsets[:, 1], offsets[:, 0], _in_characters(text, item))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The texts of a batch, end to end, and the borders of their spans."""
+
+    texts: list[bytes]
+    text_offsets: NDArray[np.int64]
+    """[items + 1], where each begins."""
+    borders: NDArray[np.int64]
+    """Bytes of the whole batch, start and end of each span in turns."""
+    border_counts: NDArray[np.int64]
+    """[items]"""
+
+    @classmethod
+    def of(cls, items: Sequence[Item]) -> "_Batch":
+        pieces: list[str] = []
+        first_pieces, places, offsets, counts = [0], list[int](), list[int](), list[int]()
+        for item in items:
+            if isinstance(item, FilledChat):
+                pieces += item.pieces
+                places += item.places
+                offsets += item.offsets
+                counts.append(len(item.places))
+            elif isinstance(item, RenderedChat):
+                pieces.append(item.text.decode())
+                borders = [border for span in item.spans for border in span]
+                places += [0] * len(borders)
+                offsets += borders
+                counts.append(len(borders))
+            else:
+                pieces.append("")
+                counts.append(0)
+            first_pieces.append(len(pieces))
+        text = "".join(pieces)
+        data = text.encode()
+        if len(data) == len(text):
+            lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
+        else:
+            lengths = np.array([len(each) if each.isascii() else len(each.encode()) for each in pieces], np.int64)
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        first, border_counts = np.array(first_pieces), np.array(counts, np.int64)
+        text_offsets = starts[first]
+        in_pieces = np.array(places, np.int64) + np.repeat(first[:-1], border_counts)
+        texts = [data[start:end] for start, end in pairwise(text_offsets.tolist())]
+        return cls(texts, text_offsets, starts[in_pieces] + np.array(offsets, np.int64), border_counts)
 
 
 def _in_characters(text: str, item: RenderedChat) -> NDArray[np.int64]:

@@ -62,6 +62,11 @@ class Tokens:
     input_ids: list[int]
     trained: list[bool]
 
+    @property
+    def size(self) -> int:
+        """Bytes, roughly."""
+        return 4 * len(self.input_ids)
+
 
 Sample = Conversation | PlainText | Tokens
 

@@ -7,9 +7,10 @@ prompt       nothing that asks for a turn is learnt               a sample, here
 """
 
 from collections import Counter
+from collections.abc import Sequence
 
 from data_tools.chat import ChatTemplate
-from data_tools.chat_text import RenderedChat
+from data_tools.chat_text import FilledChat, RenderedChat
 from data_tools.encode import Encoder
 from data_tools.errors import UserError
 from data_tools.formats import Conversation
@@ -43,7 +44,7 @@ class Proofs:
         ended = conversations if self._template.learning.train_end_of_turn else 0
         return {"content": conversations, "end_of_turn": ended, "ids": self._ids, "prompt": self._prompt}
 
-    def look(self, position: int, conversation: Conversation, chats: list[RenderedChat]) -> None:
+    def look(self, position: int, conversation: Conversation, chats: Sequence[RenderedChat | FilledChat]) -> None:
         """Look closely at a conversation of the sample.
 
         Raises:
@@ -53,9 +54,9 @@ class Proofs:
         self._ids += 1
         self._prompt += self._template.prove_prompt(conversation)
 
-    def _prove_ids(self, position: int, conversation: Conversation, chats: list[RenderedChat]) -> None:
+    def _prove_ids(self, position: int, conversation: Conversation, chats: Sequence[RenderedChat | FilledChat]) -> None:
         slow = self._template.render_with_jinja(conversation)
-        if chats != slow:
+        if [each.rendered() if isinstance(each, FilledChat) else each for each in chats] != slow:
             raise UserError(
                 f"row {position} of a unit: the compiled template does not write what Jinja writes; report this"
             )

@@ -11,11 +11,10 @@ gives these parts and the places of the spans:
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 import orjson
 
-from data_tools.chat_text import RenderedChat
+from data_tools.chat_text import FilledChat, RenderedChat
 from data_tools.errors import RowError
 from data_tools.flow import contents_only_flow_out
 from data_tools.formats import Conversation
@@ -68,14 +67,6 @@ class _Slot:
         return content
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A position in the text: so many bytes of parts, and the contents of the first so many slots."""
-
-    bytes_of_parts: int
-    slots: int
-
-
 class Skeleton:
     """The constant parts of a text, and the spans among them."""
 
@@ -91,36 +82,31 @@ class Skeleton:
         parts = [text[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
         self._parts = [""] * (2 * len(parts) - 1)
         self._parts[::2] = parts
-        self._part_bytes = [len(part.encode()) for part in parts]
         byte_edges = [len(text[:edge].encode()) for edge in edges]
-        places = [(self._place(start, byte_edges), self._place(end, byte_edges)) for start, end in marked.spans]
-        self._spans = [(a.bytes_of_parts, a.slots, b.bytes_of_parts, b.slots) for a, b in places]
+        borders = [self._place(border, byte_edges) for span in marked.spans for border in span]
+        self._places = [piece for piece, _ in borders]
+        self._offsets = [offset for _, offset in borders]
         self._weights = marked.weights
         self._in_order = [slot.message for slot in self._slots] == list(range(len(self._slots)))
         self._messages = [slot.message for slot in self._slots]
         self._strips = any(slot.strips for slot in self._slots)
 
-    def _place(self, position: int, edges: list[int]) -> _Place:
+    def _place(self, position: int, edges: list[int]) -> tuple[int, int]:
+        """The piece in which a position lies, and the byte of it."""
         slots = sum(end <= position for end in edges[2::2][: len(self._slots)])
         if edges[2 * slots + 1] < position:
             raise ValueError("inside a content")
-        return _Place(sum(self._part_bytes[:slots]) + position - edges[2 * slots], slots)
+        return 2 * slots, position - edges[2 * slots]
 
-    def fill(self, contents: list[str]) -> RenderedChat:
-        """The text of a conversation with these contents, and its spans."""
+    def fill(self, contents: list[str]) -> FilledChat:
+        """A conversation with these contents."""
         if len(contents) != len(self._messages) or not self._in_order:
             contents = [contents[message] for message in self._messages]
         if self._strips:
             contents = [slot.strip(content) for slot, content in zip(self._slots, contents, strict=True)]
         pieces = self._parts.copy()
         pieces[1::2] = contents
-        text = "".join(pieces)
-        encoded = text.encode()
-        if len(encoded) != len(text):
-            contents = [content.encode() for content in contents]  # type: ignore[misc]  # for their lengths in bytes
-        ends = list(accumulate(map(len, contents), initial=0))
-        spans = [(start + ends[i], end + ends[j]) for start, i, end, j in self._spans]
-        return RenderedChat(encoded, spans, self._weights)
+        return FilledChat(pieces, self._places, self._offsets, self._weights)
 
 
 class Skeletons:
