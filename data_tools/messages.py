@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from data_tools.errors import RowError
@@ -153,6 +154,19 @@ def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
         if "function" in call
         else {"type": "function", "function": function}
     )
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """All texts in lists and objects, the names of fields too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from texts_in(key)
+            yield from texts_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from texts_in(item)
 
 
 def parsed_json(value: Any, what: str) -> Any:

@@ -43,6 +43,8 @@ class JinjaTemplate:
             raise UserError(f"the chat template is not valid Jinja: line {error.lineno}: {error.message}") from None
         self._context = {**special_tokens, "strftime_now": _frozen_strftime(today)}
         self._wants_parts = False
+        self.header = ""
+        """What the template writes before an answer, as far as it also asks for one with it."""
         self.end_of_turn = self._probe()
 
     def syntax_tree(self) -> jinja2.nodes.Template:
@@ -111,9 +113,32 @@ class JinjaTemplate:
                 continue
             before, found, after = text.rpartition(_PROBE)
             if found and not before.endswith(("'", '"')):  # quoted: the template printed a list of parts as it is
+                self.header = self._asked_header(messages[:1], before)
                 return after.split("\n")[0].strip() or None
         self._wants_parts = False
         return None
+
+    def _asked_header(self, messages: list[Message], before: str) -> str:
+        try:
+            unasked = self.text(Conversation(messages), messages)
+            asking = self.text(Conversation(messages), messages, add_generation_prompt=True)
+        except RowError:
+            return ""
+        return common_prefix(asking, before)[len(common_prefix(unasked, before)) :]
+
+
+def common_prefix(first: str, second: str) -> str:
+    """The longest start that two texts share."""
+    if second.startswith(first):
+        return first
+    same, different = 0, len(first)
+    while different - same > 1:
+        middle = (same + different) // 2
+        if second.startswith(first[same:middle], same):
+            same = middle
+        else:
+            different = middle
+    return first[:same]
 
 
 def _frozen_strftime(today: date) -> Callable[[str], str]:
