@@ -66,19 +66,26 @@ class ControlTokens:
 
 
 def without_marks(text: str, spans: Sequence[Span]) -> tuple[str, list[Span], list[Span]]:
-    """The text without marks, the spans in it, and what stood between marks."""
+    """The text without marks, the spans in it, and what stood between marks.
+
+    A template may have taken one of two marks away. Then nothing stands there, but the text is in two pieces all the
+    same: what is left and right of it cannot become a control token together.
+    """
     pieces: list[str] = []
     literals: list[Span] = []
     starts, removed = [], [0]
-    position, opened = 0, None
+    position, opened = 0, -1
     for mark in _MARK.finditer(text):
         pieces.append(text[position : mark.start()])
         here = mark.start() - removed[-1]
         if mark["open"]:
+            literals.append((here, here))
             opened = here
-        elif opened is not None:  # a template may have taken one of the marks away
-            literals.append((opened, here))
-            opened = None
+        elif opened >= 0:
+            literals[-1] = (opened, here)
+            opened = -1
+        else:
+            literals.append((here, here))
         starts.append(mark.start())
         removed.append(removed[-1] + len(mark[0]))
         position = mark.end()

@@ -153,8 +153,8 @@ def test_an_answer_that_only_its_end_contains_is_lost() -> None:
 def test_a_header_that_goes_on_differently_is_not_cut_within_a_word() -> None:
     """What asks ends in `<think>`, the turn goes on with `<tool_call>`: the `<t` that they share is the model's."""
     source = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for call in m.tool_calls or [] %}<tool_call>"
-        "{{ call.function.name }}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for call in m.tool_calls or [] %}"
+        "<tool_call>{{ call.function.name }}{% endfor %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
     )
     template = ChatTemplate(source, SPECIAL, date(2025, 1, 1), control_tokens=CONTROL)
