@@ -1,10 +1,10 @@
 # make quickstart   environment, then the main job end to end
-# make test         environment, then all tests
+# make test         environment, then all tests but those of minutes: make test-slow
 # make check        environment, then format, lint, types
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart test check format
+.PHONY: setup quickstart test test-slow check format
 
 setup: .venv/done
 
@@ -18,7 +18,10 @@ quickstart: setup
 	$(BIN)/shardtune quickstart
 
 test: setup
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -m 'not slow'
+
+test-slow: setup
+	$(BIN)/python -m pytest tests -m slow
 
 check: setup
 	$(BIN)/ruff format --check .

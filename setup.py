@@ -29,7 +29,14 @@ TRAIN = [
     "transformers>=5.23,<6",
 ]
 LAUNCH = ["rich>=14,<16"]
-DEV = ["hypothesis>=6.130,<7", "mypy>=1.18,<3", "pytest>=9,<10", "ruff>=0.14,<1", "types-PyYAML>=6"]
+DEV = [
+    "hypothesis>=6.130,<7",
+    "moto[server]>=5.2,<6",
+    "mypy>=1.18,<3",
+    "pytest>=9,<10",
+    "ruff>=0.14,<1",
+    "types-PyYAML>=6",
+]
 
 setup(
     name="shardtune",

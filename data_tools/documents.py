@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,8 +16,9 @@ from data_tools.config import SourceConfig
 from data_tools.encode import Documents, Encoder
 from data_tools.errors import RowError
 from data_tools.formats import Conversation, PlainText, RowReader, Tokens
-from data_tools.proofs import EVERY, FIRST_ROWS, Proofs
-from data_tools.sources import Row, WorkUnit, read_rows
+from data_tools.mirror import Mirror, local_folder
+from data_tools.proofs import EVERY, Proofs
+from data_tools.readers import Row, WorkUnit, read_rows
 from data_tools.store import INDEX_SCHEMA, file_digest, shard_name, shard_schema, write_arrow, write_json
 from data_tools.tokenizer import PlainTextFrame, control_tokens, load_tokenizer, vocabulary_size
 
@@ -63,8 +63,8 @@ class UnitRecord:
 class Making:
     """Everything that a maker of documents needs to know."""
 
-    store: Path
-    """Its tokenizer is already there."""
+    store: str
+    """The folder or URI; its tokenizer is already there."""
     fingerprint: str
     """Of the whole preparation, written into records."""
     template_date: date
@@ -91,7 +91,12 @@ class DocumentMaker:
 
     def __init__(self, making: Making) -> None:
         self._making = making
-        tokenizer = load_tokenizer(str(making.store / "tokenizer"))
+        self._store = local_folder(making.store)
+        self._mirror = Mirror(self._store)
+        self._mirror.pull_folder("tokenizer")
+        for name in ("shards", "units"):
+            (self._store / name).mkdir(exist_ok=True)
+        tokenizer = load_tokenizer(str(self._store / "tokenizer"))
         self._template = ChatTemplate(
             str(tokenizer.chat_template),
             tokenizer.special_tokens_map,
@@ -108,14 +113,14 @@ class DocumentMaker:
 
     def make_shard(self, unit: WorkUnit) -> UnitRecord:
         """Read, render, encode and write one unit; finished units are left as they are."""
-        store = self._making.store
-        if finished := read_record(store, unit.number, self._making.fingerprint):
+        store = self._store
+        if finished := read_record(self._mirror, unit.number, self._making.fingerprint):
             return finished
         tally, proofs = _Tally(), Proofs(self._template, self._encoder)
         shard = store / shard_name(unit.number)
         write_arrow(shard, self._schema, self._batches(unit, tally, proofs))
         index = pa.Table.from_batches(tally.index, INDEX_SCHEMA).combine_chunks()
-        write_arrow(_index_path(store, unit.number), INDEX_SCHEMA, index.to_batches())
+        write_arrow(store / _index_name(unit.number), INDEX_SCHEMA, index.to_batches())
         record = UnitRecord(
             fingerprint=self._making.fingerprint,
             unit=unit.number,
@@ -130,7 +135,10 @@ class DocumentMaker:
             blake3=file_digest(shard),
             rejects=tally.rejects,
         )
-        write_json(_record_path(store, unit.number), asdict(record))
+        write_json(store / _record_name(unit.number), asdict(record))
+        self._mirror.push(shard_name(unit.number), _index_name(unit.number), _record_name(unit.number))
+        if self._mirror.uri:
+            shard.unlink()  # it is there, and may be one of very many
         return record
 
     def _batches(self, unit: WorkUnit, tally: _Tally, proofs: Proofs) -> Iterator[pa.RecordBatch]:
@@ -165,7 +173,7 @@ class DocumentMaker:
         match sample:
             case Conversation():
                 chats = self._template.render(sample)
-                if position < FIRST_ROWS or position % EVERY == 0:
+                if position % EVERY == 0:
                     proofs.look(position, sample, chats)
                 return chats
             case PlainText():
@@ -202,11 +210,13 @@ class DocumentMaker:
         token = self._schema.field("input_ids").type.value_type
         assert documents.offsets[-1] < 2**31, "list offsets have 32 bits"
         columns = [
-            _list_array(documents.ids.astype(token.to_pandas_dtype(), copy=False), documents.offsets),
+            _list_array(
+                documents.ids.astype(np.uint16 if token == pa.uint16() else np.int32, copy=False), documents.offsets
+            ),
             _list_array(documents.masks.runs, documents.masks.offsets),
             _weights_array(documents.run_weights),
-            pa.array(np.full(len(documents), unit.source, np.int16)),
-            pa.array(positions + unit.source_row),
+            _array(np.full(len(documents), unit.source, np.int16)),
+            _array(positions + unit.source_row),
         ]
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
@@ -216,7 +226,13 @@ def _is_rewritten(item: RenderedChat | Tokens) -> bool:
 
 
 def _list_array(values: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any]) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
+    return pa.ListArray.from_arrays(_array(offsets.astype(np.int32)), _array(values))
+
+
+def _array(values: np.ndarray[Any, Any]) -> pa.Array:
+    """Numbers as an Arrow array, without copying (and without pandas, which `pa.array` would import first)."""
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
 def _weights_array(weights: list[list[float] | None]) -> pa.Array:
@@ -226,35 +242,35 @@ def _weights_array(weights: list[list[float] | None]) -> pa.Array:
 
 def _index_batch(unit: WorkUnit, documents: Documents) -> pa.RecordBatch:
     columns = [
-        pa.array(np.diff(documents.offsets).astype(np.int32)),
-        pa.array(documents.trained),
-        pa.array(documents.weight),
-        pa.array(np.full(len(documents), unit.source, np.int16)),
-        pa.array(documents.digests()),
+        _array(np.diff(documents.offsets).astype(np.int32)),
+        _array(documents.trained),
+        _array(documents.weight),
+        _array(np.full(len(documents), unit.source, np.int16)),
+        _array(documents.digests()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=INDEX_SCHEMA)
 
 
-def _record_path(store: Path, unit: int) -> Path:
-    return store / "units" / f"{unit:05d}.json"
+def _record_name(unit: int) -> str:
+    return f"units/{unit:05d}.json"
 
 
-def _index_path(store: Path, unit: int) -> Path:
-    return store / "units" / f"{unit:05d}.arrow"
+def _index_name(unit: int) -> str:
+    return f"units/{unit:05d}.arrow"
 
 
-def read_record(store: Path, unit: int, fingerprint: str) -> UnitRecord | None:
+def read_record(store: Mirror, unit: int, fingerprint: str) -> UnitRecord | None:
     """The record of a finished unit, or None when it is not finished or belongs to another preparation."""
-    path = _record_path(store, unit)
-    if not path.exists():
+    if not store.pull(_record_name(unit)):
         return None
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts = json.loads((store.folder / _record_name(unit)).read_text(encoding="utf-8"))
     if facts["fingerprint"] != fingerprint:
         return None
     return UnitRecord(**{**facts, "rejects": [Reject(**reject) for reject in facts["rejects"]]})
 
 
-def read_unit_index(store: Path, unit: int) -> pa.Table:
+def read_unit_index(store: Mirror, unit: int) -> pa.Table:
     """The index rows of a finished unit."""
-    with pa.OSFile(str(_index_path(store, unit))) as file:
+    assert store.pull(_index_name(unit)), "the index is written before the record"
+    with pa.OSFile(str(store.folder / _index_name(unit))) as file:
         return pa.ipc.open_file(file).read_all()

@@ -141,13 +141,15 @@ class Encoder:
         places: list[tuple[int, int]] = []
         before = 0  # characters of the pieces before
         for number, (start, end) in enumerate(pairwise(edges)):  # odd pieces are text that looks like control tokens
-            self._backend.encode_special_tokens = bool(number % 2)  # as any other text
+            if item.literals:
+                self._backend.encode_special_tokens = bool(number % 2)  # as any other text
             piece = item.text[start:end].decode()
             encoding = self._backend.encode(piece, add_special_tokens=False)
             ids += encoding.ids
             places += [(first + before, last + before) for first, last in encoding.offsets]
             before += len(piece)
-        self._backend.encode_special_tokens = False
+        if item.literals:
+            self._backend.encode_special_tokens = False
         offsets = np.array(places, np.int64).reshape(-1, 2)
         return np.array(ids, np.int32), token_borders(offsets[:, 1], offsets[:, 0], _in_characters(text, item))
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data_tools.columns import function_file
 from data_tools.config import DataConfig, SourceConfig
+from data_tools.files import content_digest, file_name
 from data_tools.sources import SourceFiles
 from data_tools.store import FORMAT_VERSION, file_digest
 from data_tools.tokenizer import tokenizer_digest
@@ -49,7 +50,7 @@ def fingerprint_of(settings: dict[str, Any]) -> str:
 def _source(source: SourceFiles, config: SourceConfig) -> dict[str, Any]:
     return {
         "name": source.name,
-        "files": [{"name": file.name, "blake3": file_digest(file)} for file in source.files],
+        "files": [{"name": file_name(file), "blake3": content_digest(file)} for file in source.files],
         "format": config.format,
         "columns": config.columns,
         "function": config.function and [config.function, file_digest(function_file(config.function))],

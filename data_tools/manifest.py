@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from data_tools.config import SourceConfig
 from data_tools.documents import UnitRecord, read_unit_index
 from data_tools.errors import UserError
+from data_tools.mirror import Mirror
 from data_tools.proofs import proof_report
 from data_tools.sources import SourceFiles
 from data_tools.store import FORMAT_VERSION, INDEX_SCHEMA, MANIFEST, shard_name, write_arrow, write_json, write_text
@@ -37,7 +38,7 @@ def check_rejects(records: list[UnitRecord], rows: int, allowed: float, store: P
 
 
 def write_store(
-    store: Path,
+    store: Mirror,
     sources: list[SourceFiles],
     configs: tuple[SourceConfig, ...],
     records: list[UnitRecord],
@@ -47,7 +48,7 @@ def write_store(
     """Write rejects, index and manifest of finished shards.
 
     Args:
-        store: the folder with the shards.
+        store: where the shards are.
         sources: in the manifest's order.
         configs: of each source, with its format.
         records: of every unit, in order.
@@ -57,11 +58,12 @@ def write_store(
     Raises:
         UserError: no row became a document.
     """
-    _write_rejects(store / REJECTS, records)
+    folder = store.folder
+    _write_rejects(folder / REJECTS, records)
     if not any(record.documents for record in records):
-        raise UserError(f"no row became a document; {_top_reasons(records)}; all of them: {store / REJECTS}")
+        raise UserError(f"no row became a document; {_top_reasons(records)}; all of them: {folder / REJECTS}")
     index = pa.concat_tables(read_unit_index(store, record.unit) for record in records).combine_chunks()
-    write_arrow(store / "index.arrow", INDEX_SCHEMA, index.to_batches())
+    write_arrow(folder / "index.arrow", INDEX_SCHEMA, index.to_batches())
     of_source = [[record for record in records if record.source == number] for number in range(len(sources))]
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -79,8 +81,12 @@ def write_store(
             for record in records
         ],
     }
-    write_json(store / MANIFEST, manifest)
-    shutil.rmtree(store / "units")
+    for leftover in (folder / "shards").glob(".*.tmp"):  # of actors that were killed
+        leftover.unlink()
+    write_json(folder / MANIFEST, manifest)
+    store.push("index.arrow", REJECTS, MANIFEST)
+    store.remove("units")
+    shutil.rmtree(folder / "units")
 
 
 def _totals(records: list[UnitRecord]) -> dict[str, Any]:

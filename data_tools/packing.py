@@ -1,14 +1,16 @@
 """Lengths → packs: best-fit decreasing on the histogram of lengths, over the whole data set at once.
 
-Sorting documents by length and giving each the fullest pack that still holds it is best-fit decreasing. Documents of
-one length are interchangeable, and so are packs with the same space left, so both are moved in groups: the work grows
-with the number of distinct lengths, not of documents (the idea of SPFHP, Krell and Kosec, arXiv 2107.02027; best fit
-keeps documents whole, "Fewer Truncations Improve Language Modeling", arXiv 2404.10830).
+From the longest on, each document goes into the fullest pack that still holds it: best-fit decreasing. Documents of one
+length are interchangeable, and so are packs with the same space left, so both are moved in groups: the work grows with
+the number of distinct lengths and spaces, not of documents (the idea of SPFHP, Krell and Kosec, arXiv 2107.02027; best
+fit keeps documents whole, "Fewer Truncations Improve Language Modeling", arXiv 2404.10830).
 
     capacity 8, lengths [5 4 3 3 1]  →  [5 3] [4 3 1]
 """
 
+from array import array
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,95 +18,152 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Packs:
-    """Documents grouped into packs: pack `p` holds `documents[offsets[p]:offsets[p + 1]]`, ascending."""
+    """Documents grouped into packs: pack `p` holds `documents[offsets[p]:offsets[p + 1]]`."""
 
-    documents: NDArray[np.int64]
-    offsets: NDArray[np.int64]
+    documents: NDArray[np.integer]
+    offsets: NDArray[np.integer]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, pack: int) -> NDArray[np.int64]:
-        documents: NDArray[np.int64] = self.documents[self.offsets[pack] : self.offsets[pack + 1]]
-        return documents
+    def __getitem__(self, pack: int) -> NDArray[np.integer]:
+        return self.documents[self.offsets[pack] : self.offsets[pack + 1]]
 
-    def sums(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Add up a value of every document by pack."""
-        totals = np.concatenate([[0], np.cumsum(values[self.documents], dtype=np.int64)])
-        return np.diff(totals[self.offsets])
+    def sums(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Add up a value of every document by pack; whole numbers add up exactly."""
+        total = np.float64 if np.issubdtype(values.dtype, np.floating) else np.int64
+        running = np.zeros(len(self.documents) + 1, total)
+        np.cumsum(values[self.documents], out=running[1:])
+        return np.diff(running[self.offsets])
 
 
 def pack_documents(lengths: NDArray[np.integer], capacity: int) -> Packs:
-    """Pack documents whole; the same lengths give the same packs on every machine.
+    """Pack documents whole, the longest of a pack first; the same lengths give the same packs on every machine.
 
     Args:
         lengths: tokens of every document, all within [1, capacity].
         capacity: tokens of a pack.
     """
-    assert len(lengths) == 0 or (lengths.min() >= 1 and lengths.max() <= capacity), "filter lengths before packing"
-    by_length = np.argsort(-lengths.astype(np.int64), kind="stable")
-    distinct, starts = np.unique(-lengths[by_length].astype(np.int64), return_index=True)
-    pack_of = np.empty(len(lengths), np.int64)
-    open_packs = _OpenPacks(capacity)
-    groups = np.split(by_length, starts[1:]) if len(lengths) else []
-    for length, group in zip((-distinct).tolist(), groups, strict=True):
-        _place(group, length, open_packs, pack_of)
-    documents = np.argsort(pack_of, kind="stable")
-    sizes = np.bincount(pack_of, minlength=open_packs.count)
-    return Packs(documents, np.concatenate([[0], np.cumsum(sizes)]))
+    if not len(lengths):
+        return Packs(np.zeros(0, np.int64), np.zeros(1, np.int64))
+    assert lengths.min() >= 1 and lengths.max() <= capacity, "cut or drop what is too long before packing"
+    counts = np.bincount(lengths)
+    placements = _Placements(capacity)
+    for length in np.flatnonzero(counts)[::-1].tolist():
+        placements.place(length, int(counts[length]))
+    return placements.packs(_longest_first(lengths, capacity))
 
 
-class _OpenPacks:
-    """Packs by the space left in them; a bit set of the spaces finds the tightest one that fits in one step."""
+class _Spaces:
+    """A set of numbers that finds the smallest one not below a limit in a few steps: bits, 1,024 to a word."""
+
+    def __init__(self, largest: int) -> None:
+        self._words = [0] * (largest // 1024 + 1)
+        self._used = 0  # bit w is set when word w is not 0
+
+    def add(self, number: int) -> None:
+        word, bit = divmod(number, 1024)
+        self._words[word] |= 1 << bit
+        self._used |= 1 << word
+
+    def remove(self, number: int) -> None:
+        word, bit = divmod(number, 1024)
+        self._words[word] ^= 1 << bit
+        if not self._words[word]:
+            self._used ^= 1 << word
+
+    def smallest_from(self, limit: int) -> int | None:
+        word, bit = divmod(limit, 1024)
+        if here := self._words[word] >> bit:
+            return limit + _lowest_bit(here)
+        if not (later := self._used >> (word + 1)):
+            return None
+        word += 1 + _lowest_bit(later)
+        return word * 1024 + _lowest_bit(self._words[word])
+
+
+def _lowest_bit(bits: int) -> int:
+    return (bits & -bits).bit_length() - 1
+
+
+class _Placements:
+    """Packs by the space left in them.
+
+    Packs of equal space are kept as ranges of numbers. Documents come longest first, so where they went is a list of
+    runs: the next `packs · each` documents went to the packs from number `first` on, `each` of them to every pack.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.count = 0
-        self._by_space: dict[int, list[NDArray[np.int64]]] = {}
-        self._spaces = 0  # bit s is set when some pack has s tokens of space
+        self._opened = 0
+        self._by_space: dict[int, list[tuple[int, int]]] = {}
+        self._spaces = _Spaces(capacity)
+        self._first, self._packs, self._each = array("q"), array("q"), array("q")
 
-    def take_tightest(self, length: int, limit: int) -> tuple[int, NDArray[np.int64]] | None:
-        """Remove up to `limit` packs with the least space of at least `length`: their space, and the packs."""
-        fitting = self._spaces >> length
-        if not fitting:
-            return None
-        space = length + (fitting & -fitting).bit_length() - 1
-        packs = self._by_space[space].pop()
-        if len(packs) > limit:
-            self._by_space[space].append(packs[limit:])
-        elif not self._by_space[space]:
-            self._spaces &= ~(1 << space)
-        return space, packs[:limit]
+    def place(self, length: int, count: int) -> None:
+        """Place `count` documents of one length."""
+        while count:
+            space = self._spaces.smallest_from(length)
+            if space is not None:
+                count -= self._fill(*self._take(space), space, length, count)
+            else:
+                packs = -(-count // (self.capacity // length))
+                self._opened += packs
+                count -= self._fill(self._opened - packs, packs, self.capacity, length, count)
 
-    def put(self, space: int, packs: NDArray[np.int64]) -> None:
-        """Return packs with `space` tokens left; full packs are never seen again."""
-        if space and len(packs):
-            self._by_space.setdefault(space, []).append(packs)
-            self._spaces |= 1 << space
+    def _fill(self, first: int, packs: int, space: int, length: int, count: int) -> int:
+        """Give packs of equal space as many documents as they hold, pack by pack; returns how many."""
+        holds = space // length
+        full = min(packs, count // holds)
+        rest = min(count - full * holds, holds) if full < packs else 0
+        self._put(first, full, space, length, holds)
+        if full < packs:
+            self._put(first + full, 1, space, length, rest)
+            self._put(first + full + 1, packs - full - 1, space, length, 0)
+        return full * holds + rest
 
-    def open(self, number: int) -> NDArray[np.int64]:
-        """Start `number` empty packs."""
-        self.count += number
-        return np.arange(self.count - number, self.count)
+    def _take(self, space: int) -> tuple[int, int]:
+        ranges = self._by_space[space]
+        taken = ranges.pop()
+        if not ranges:
+            self._spaces.remove(space)
+        return taken
+
+    def _put(self, first: int, packs: int, space: int, length: int, each: int) -> None:
+        """Record a run and return its packs with what space is left; full packs are never seen again."""
+        if not packs:
+            return
+        if each:
+            self._first.append(first)
+            self._packs.append(packs)
+            self._each.append(each)
+        if left := space - each * length:
+            if not (ranges := self._by_space.setdefault(left, [])):
+                self._spaces.add(left)
+            ranges.append((first, packs))
+
+    def packs(self, documents: NDArray[np.int64]) -> Packs:
+        """Spread the documents, longest first, over the packs as recorded."""
+        first, packs, each = (np.frombuffer(column, np.int64) for column in (self._first, self._packs, self._each))
+        pack = (np.repeat(first - (np.cumsum(packs) - packs), packs) + np.arange(packs.sum())).astype(np.uint32)
+        size = np.repeat(each, packs).astype(np.int32)
+        by_pack = stable_order(pack, self._opened)
+        size_by_pack = size[by_pack]
+        # Where the documents of a run lie, longest first, less where they will lie, pack by pack.
+        moved = (np.cumsum(size, dtype=np.int64) - size)[by_pack] - (np.cumsum(size_by_pack) - size_by_pack)
+        source = np.repeat(moved, size_by_pack)
+        source += np.arange(len(source))
+        ends = np.cumsum(np.bincount(pack, weights=size, minlength=self._opened)).astype(np.int64)
+        return Packs(documents[source], np.concatenate([[0], ends]))
 
 
-def _place(group: NDArray[np.int64], length: int, open_packs: _OpenPacks, pack_of: NDArray[np.int64]) -> None:
-    """Place documents of one length, as many at a time as there are equal packs."""
-    placed = 0
-    while placed < len(group):
-        found = open_packs.take_tightest(length, limit=len(group) - placed)
-        if found is None:
-            break
-        space, packs = found
-        pack_of[group[placed : placed + len(packs)]] = packs
-        placed += len(packs)
-        open_packs.put(space - length, packs)
-    rest = group[placed:]
-    if not len(rest):
-        return
-    per_pack = open_packs.capacity // length
-    full, remainder = divmod(len(rest), per_pack)
-    new = open_packs.open(full + bool(remainder))
-    pack_of[rest] = np.repeat(new, per_pack)[: len(rest)]
-    open_packs.put(open_packs.capacity - per_pack * length, new[:full])
-    open_packs.put(open_packs.capacity - remainder * length, new[full:])
+def _longest_first(lengths: NDArray[np.integer], capacity: int) -> NDArray[np.int64]:
+    return stable_order((capacity - lengths).astype(np.uint32), capacity)
+
+
+def stable_order(keys: NDArray[np.uint32], bound: int) -> NDArray[np.int64]:
+    """Stable argsort of keys up to `bound`: numpy sorts 16 bits by radix, so more are sorted 16 at a time."""
+    order = np.argsort(keys.astype(np.uint16), kind="stable")
+    if bound >= 2**16:
+        order = order[np.argsort((keys >> 16).astype(np.uint16)[order], kind="stable")]
+    return order

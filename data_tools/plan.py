@@ -1,7 +1,8 @@
-"""Index + lengths + seed → the pack plan: which documents make which step, on any number of ranks.
+"""Index + mixture + lengths + seed → the pack plan: which documents make which step, on any number of ranks.
 
-    <plan>/plan.json         settings, counts, the store's fingerprint, the plan's own hash
-           train.arrow       one row per pack: documents, tokens, trained, cost
+    <plan>/plan.json         settings, counts per source, the store's fingerprint, the plan's own hash
+           train.arrow       one row per pack: documents, tokens, trained, weight, cost; where documents are cut also
+                             `starts` and `lengths` of the pieces
            validation.arrow  the same for held-out documents
 
 A step is a set of `packs_per_step` packs. The ranks share it out among themselves, so step k trains on the same
@@ -19,31 +20,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_tools.config import DataConfig
+from data_tools.balance import NO_PACK, costliest_first, imbalance, order_of_epoch, share_out
 from data_tools.errors import UserError
-from data_tools.packing import Packs, pack_documents
+from data_tools.hashing import keyed_hashes
+from data_tools.lengths import Pieces, cut_documents, length_report, wrap
+from data_tools.mixture import mix, source_facts
+from data_tools.packing import Packs, pack_documents, stable_order
+from data_tools.plan_settings import PlanSettings, SourceShare
 from data_tools.store import TokenStore, file_digest, read_arrow, write_arrow, write_json
 
-FORMAT_VERSION = 1
+__all__ = ["NO_PACK", "PLAN", "PackPlan", "PackTable", "PlanSettings", "SourceShare", "StepSize", "make_plan"]
+
+FORMAT_VERSION = 2
 PLAN = "plan.json"
-NO_PACK = -1
-"""Fills the places of a step that has fewer packs than `packs_per_step`, the last one of an epoch."""
-
-
-@dataclass(frozen=True)
-class PlanSettings:
-    """Everything besides the store that decides the plan."""
-
-    max_length: int
-    too_long: str
-    validation_fraction: float
-    packs_per_step: int
-    seed: int
-
-    @classmethod
-    def of(cls, data: DataConfig, packs_per_step: int, seed: int) -> "PlanSettings":
-        """Collect the settings from the sections of a run."""
-        return cls(data.max_length, data.too_long, data.validation.fraction, packs_per_step, seed)
 
 
 @dataclass(frozen=True)
@@ -53,28 +42,29 @@ class StepSize:
     packs: int
     tokens: int
     trained_tokens: int
-    """N of the loss."""
+    """Labels."""
+    weight: float
+    """N of the loss: the sum of the labels' weights."""
 
 
 def make_plan(store: TokenStore, settings: PlanSettings, folder: Path) -> "PackPlan":
     """Compute and write the plan; the same store and settings always give the same bytes.
 
     Raises:
-        UserError: the limit leaves no document to train on, or forbids one.
+        UserError: the settings leave nothing to train on, or nothing of some source, or forbid a document.
     """
     index = store.index
-    fits = index["length"] <= settings.max_length
-    _check_lengths(index["length"], fits, settings)
-    held_out = fits & (_unit_interval(index["digest"]) < settings.validation_fraction)
-    train = np.flatnonzero(fits & ~held_out)
-    validation = np.flatnonzero(held_out)
-    if not len(train):
-        raise UserError(f"data.validation.fraction={settings.validation_fraction} leaves nothing to train on; lower it")
+    shares = _shares(store, settings)
+    pieces, unlabelled = cut_documents(store, settings.max_length, settings.too_long)
+    tokens = np.bincount(pieces.documents, pieces.lengths, len(store)).astype(np.int64)
+    mixture = mix(index, tokens, shares, settings)
+    sources = source_facts(index, tokens, mixture, [source["name"] for source in store.manifest["sources"]])
+    _check_mixture(sources, store, settings)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PLAN).unlink(missing_ok=True)
     files = {}
-    for name, documents in {"train": train, "validation": validation}.items():
-        batch = _pack_batch(index, documents, settings.max_length)
+    for name, times in {"train": mixture.times, "validation": mixture.validation.astype(np.uint32)}.items():
+        batch = _pack_batch(store, _repeated(pieces, times, index["digest"], settings.seed), settings)
         write_arrow(folder / f"{name}.arrow", batch.schema, [batch])
         files[name] = file_digest(folder / f"{name}.arrow")
     facts = {
@@ -82,43 +72,90 @@ def make_plan(store: TokenStore, settings: PlanSettings, folder: Path) -> "PackP
         "store": store.fingerprint,
         "settings": asdict(settings),
         "files": files,
-        "too_long": int((~fits).sum()),
+        "lengths": length_report(index["length"], settings.max_length),
+        "too_long": int((index["length"] > settings.max_length).sum()),
+        "pieces_without_labels": unlabelled,
+        "sources": sources,
     }
     facts["hash"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     write_json(folder / PLAN, facts)
     return PackPlan(folder)
 
 
-def _check_lengths(lengths: NDArray[Any], fits: NDArray[np.bool_], settings: PlanSettings) -> None:
-    if not fits.any():
+def _shares(store: TokenStore, settings: PlanSettings) -> list[SourceShare]:
+    """What is asked for of each source of the store."""
+    if not settings.sources:
+        return [SourceShare()] * len(store.manifest["sources"])
+    positions = [source["configured"] for source in store.manifest["sources"]]
+    if set(positions) != set(range(len(settings.sources))):
         raise UserError(
-            f"data.max_length={settings.max_length} is shorter than every document (the shortest has {lengths.min()} "
-            f"tokens, half of them more than {int(np.median(lengths))}); raise it"
+            f"data.sources has {len(settings.sources)} items, the token store {store.folder} was made of "
+            f"{len(set(positions))} others; run `shardtune prepare` with a new data.store"
         )
-    if settings.too_long == "error" and not fits.all():
-        raise UserError(
-            f"{int((~fits).sum())} documents have more than data.max_length={settings.max_length} tokens (the longest "
-            f"{lengths.max()}); raise it, or set data.too_long=drop"
-        )
+    return [settings.sources[position] for position in positions]
 
 
-def _unit_interval(digests: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Hashes of documents as numbers in [0, 1): equal documents fall on the same side of any border."""
-    return np.asarray(digests, dtype=np.float64) / 2.0**64
+def _check_mixture(sources: list[dict[str, Any]], store: TokenStore, settings: PlanSettings) -> None:
+    if not any(source["taken_documents"] for source in sources):
+        if any(source["validation"] for source in sources) and not any(source["not_taken"] for source in sources):
+            by_count = settings.validation_count is not None
+            asked = f"count={settings.validation_count}" if by_count else f"fraction={settings.validation_fraction}"
+            raise UserError(f"data.validation.{asked} leaves nothing to train on; lower it")
+        raise UserError("data.sources: no document is left to train on; raise data.max_length, weights or caps")
+    for position in range(len(settings.sources)):
+        parts = [
+            part
+            for part, source in zip(sources, store.manifest["sources"], strict=True)
+            if source["configured"] == position
+        ]
+        if not any(part["taken_documents"] for part in parts):
+            counts = {key: sum(part[key] for part in parts) for key in parts[0] if key not in ("name", "taken_tokens")}
+            said = ", ".join(f"{count} {key}" for key, count in counts.items() if count or key == "documents")
+            raise UserError(
+                f"data.sources.{position} ({parts[0]['name']}) gives nothing to train on ({said}); change its weight "
+                f"or caps, data.max_length or data.too_long, or remove it"
+            )
 
 
-def _pack_batch(index: dict[str, NDArray[Any]], documents: NDArray[np.int64], max_length: int) -> pa.RecordBatch:
-    lengths = index["length"][documents].astype(np.int64)
-    packs = pack_documents(lengths, max_length)
+def _repeated(pieces: Pieces, times: NDArray[np.uint32], digests: NDArray[np.uint64], seed: int) -> Pieces:
+    """Every piece as often as its document is taken, in an order that its tokens and the seed decide.
+
+    Pieces of one length go to packs in this order: it mixes sources, and keeps repeats apart.
+    """
+    of_piece = times[pieces.documents]
+    numbers, hashes = [], []
+    for round_number in range(int(times.max(initial=0))):
+        taken = np.flatnonzero(of_piece > round_number)
+        contents = digests[pieces.documents[taken]] + pieces.starts[taken].astype(np.uint64)
+        numbers.append(taken)
+        hashes.append((keyed_hashes(contents, seed, "order", round_number) >> np.uint64(32)).astype(np.uint32))
+    if not numbers:
+        return pieces.take(np.zeros(0, np.int64))
+    return pieces.take(np.concatenate(numbers)[stable_order(np.concatenate(hashes), 2**32)])
+
+
+def _pack_batch(store: TokenStore, pieces: Pieces, settings: PlanSettings) -> pa.RecordBatch:
+    match settings.packing:
+        case "wrapped":
+            pieces, packs = wrap(store, pieces, settings.max_length)
+        case "none":
+            packs = Packs(np.arange(len(pieces)), np.arange(len(pieces) + 1))
+        case _:
+            packs = pack_documents(pieces.lengths, settings.max_length)
+    lengths = pieces.lengths.astype(np.int64)
+    tokens = packs.sums(lengths)
+    offsets = packs.offsets.astype(np.int32)
+    columns = {"documents": pa.ListArray.from_arrays(offsets, pieces.documents[packs.documents])}
+    if (pieces.lengths != store.index["length"][pieces.documents]).any():
+        for name in ("starts", "lengths"):
+            columns[name] = pa.ListArray.from_arrays(offsets, getattr(pieces, name)[packs.documents])
     return pa.record_batch(
         {
-            "documents": pa.ListArray.from_arrays(
-                packs.offsets.astype(np.int32), documents[packs.documents].astype(np.uint32)
-            ),
-            "tokens": packs.sums(lengths).astype(np.int32),
-            "trained": packs.sums(index["trained"][documents].astype(np.int64)).astype(np.int32),
-            # Attention within a document grows with the square of its length: what differs between equally full packs.
-            "cost": packs.sums(lengths**2),
+            **columns,
+            "tokens": tokens.astype(np.int32),
+            "trained": packs.sums(pieces.trained).astype(np.int32),
+            "weight": packs.sums(pieces.weights),
+            "cost": tokens + settings.attention_cost * packs.sums(lengths**2),
         }
     )
 
@@ -138,7 +175,7 @@ class PackPlan:
         self.facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if self.facts["format_version"] != FORMAT_VERSION:
             raise UserError(f"{path} has another format; run `shardtune plan` again")
-        self.settings = PlanSettings(**self.facts["settings"])
+        self.settings = PlanSettings.of_json(self.facts["settings"])
         self.train = PackTable(folder / "train.arrow")
         self.validation = PackTable(folder / "validation.arrow")
         self._order = lru_cache(maxsize=2)(self._order_of_epoch)
@@ -163,69 +200,63 @@ class PackPlan:
         epoch, position = divmod(step, self.steps_per_epoch)
         size = self.settings.packs_per_step
         packs = self._order(epoch)[position * size : (position + 1) * size]
-        packs = packs[np.argsort(-self.train.cost[packs], kind="stable")]
-        return np.concatenate([packs, np.full(size - len(packs), NO_PACK)])
+        packs = np.concatenate([packs, np.full(size - len(packs), NO_PACK)])
+        return costliest_first(packs, self.train.cost)
 
-    def size_of_step(self, step: int) -> "StepSize":
+    def size_of_step(self, step: int) -> StepSize:
         """What the ranks get through together in one step."""
         packs = self.packs_of_step(step)
-        packs = packs[packs != NO_PACK]
-        return StepSize(len(packs), int(self.train.tokens[packs].sum()), int(self.train.trained[packs].sum()))
+        packs, table = packs[packs != NO_PACK], self.train
+        return StepSize(
+            packs=len(packs),
+            tokens=int(table.tokens[packs].sum()),
+            trained_tokens=int(table.trained[packs].sum()),
+            weight=float(table.weight[packs].sum()),
+        )
 
     def micro_batches(self, step: int, rank: int, ranks: int, packs_per_micro_batch: int) -> list[NDArray[np.int64]]:
         """The packs of one rank in a step, one array per micro-batch (without `NO_PACK`; an array may be empty)."""
         rows = share_out(self.packs_of_step(step), ranks, packs_per_micro_batch)[:, :, rank]
         return [row[row != NO_PACK] for row in rows]
 
-    def imbalance(self, ranks: int, packs_per_micro_batch: int) -> float:
-        """How uneven attention work is over ranks, in the first epoch: 1 - mean / max over micro-steps, by weight."""
-        costs = np.concatenate([self.train.cost, [0]])  # NO_PACK costs nothing
-        slowest = total = 0
-        for step in range(self.steps_per_epoch):
-            by_rank = costs[share_out(self.packs_of_step(step), ranks, packs_per_micro_batch)].sum(axis=1)
-            slowest += int(by_rank.max(axis=1).sum())
-            total += int(by_rank.sum())
-        return 1 - total / (slowest * ranks)
+    def imbalance(self, ranks: int, packs_per_micro_batch: int, complete_steps: bool = False) -> float:
+        """How long ranks wait for the slowest in the first epoch: 1 - mean / max of the cost over ranks.
+
+        Args:
+            complete_steps: leave out an incomplete last step, in which ranks may have nothing to do.
+        """
+        size, order = self.settings.packs_per_step, self._order(0)
+        filled = np.concatenate([order, np.full(-len(order) % size, NO_PACK)]).reshape(-1, size)
+        steps = costliest_first(filled[: len(order) // size] if complete_steps else filled, self.train.cost)
+        return imbalance(self.train.cost, steps, ranks, packs_per_micro_batch)
 
     def _order_of_epoch(self, epoch: int) -> NDArray[np.int64]:
-        """A shuffle by hashed numbers: the same on every machine and for every version of numpy."""
-        return np.argsort(_hashes(len(self.train), self.settings.seed, epoch), kind="stable")
+        return order_of_epoch(self.train.cost, self.settings.packs_per_step, self.settings.seed, epoch)
 
 
 class PackTable:
     """The packs of one half of a plan."""
 
     def __init__(self, path: Path) -> None:
-        batch = read_arrow(path)
-        self._documents: pa.ListArray = batch.column("documents")
-        self.tokens: NDArray[np.int32] = batch.column("tokens").to_numpy()
-        self.trained: NDArray[np.int32] = batch.column("trained").to_numpy()
-        self.cost: NDArray[np.int64] = batch.column("cost").to_numpy()
+        self._batch = read_arrow(path)
+        self.tokens: NDArray[np.int32] = self._batch.column("tokens").to_numpy()
+        self.trained: NDArray[np.int32] = self._batch.column("trained").to_numpy()
+        self.weight: NDArray[np.float64] = self._batch.column("weight").to_numpy()
+        self.cost: NDArray[np.float64] = self._batch.column("cost").to_numpy()
 
     def __len__(self) -> int:
-        return len(self._documents)
+        return int(self._batch.num_rows)
 
     @cached_property
     def packs(self) -> Packs:
         """The documents of every pack, without copying."""
-        return Packs(self._documents.values.to_numpy(), self._documents.offsets.to_numpy())
+        column: pa.ListArray = self._batch.column("documents")
+        return Packs(column.values.to_numpy(), column.offsets.to_numpy())
 
-
-def share_out(packs: NDArray[np.int64], ranks: int, packs_per_micro_batch: int) -> NDArray[np.int64]:
-    """Deal packs, sorted by cost, to micro-batches: shape [micro-steps, packs per micro-batch, ranks].
-
-    Neighbours in cost run at the same time, and every second row is dealt backwards: ranks wait little for each other.
-    """
-    dealt = packs.reshape(-1, packs_per_micro_batch, ranks).copy()
-    dealt[:, 1::2] = dealt[:, 1::2, ::-1]
-    return dealt
-
-
-def _hashes(count: int, seed: int, epoch: int) -> NDArray[np.uint64]:
-    """splitmix64 of (seed, epoch, 0..count) (Steele, Lea and Flood, OOPSLA 2014)."""
-    key = int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:8], "little")
-    with np.errstate(over="ignore"):
-        x = (np.arange(count, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+    @cached_property
+    def cuts(self) -> tuple[NDArray[np.int32], NDArray[np.int32]] | None:
+        """First token and length of every piece, beside `packs.documents`; None: all documents are whole."""
+        if "starts" not in self._batch.schema.names:
+            return None
+        starts, lengths = (self._batch.column(name).values.to_numpy() for name in ("starts", "lengths"))
+        return starts, lengths

@@ -1,10 +1,9 @@
-"""The driver: sources → units of work → actors → shards → manifest. The only file that imports Ray.
+"""The driver: sources → units of work → actors → shards → manifest.
 
 Killed at any moment, it goes on where it was: finished units are skipped, and the manifest comes last.
 """
 
 import fcntl
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,17 +13,23 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from data_tools.actors import make_on_actors
 from data_tools.backends import choose_encoder, plain_backend
 from data_tools.chat import ChatTemplate, Learning
 from data_tools.chat_text import RenderedChat
 from data_tools.config import DataConfig, SourceConfig, TokenizerTraining
 from data_tools.documents import DocumentMaker, Making, UnitRecord, read_record
 from data_tools.errors import RowError, UserError
+from data_tools.files import is_hub_id
 from data_tools.fingerprint import fingerprint_of, token_settings
 from data_tools.formats import Conversation, PlainText, RowReader, Sample, with_format
+from data_tools.hub import tokenizer_folder
+from data_tools.lock import Lock
 from data_tools.manifest import check_rejects, write_store
+from data_tools.mirror import REMOTE, Mirror, local_folder, open_store
+from data_tools.readers import WorkUnit, read_rows
 from data_tools.samples import write_python_docs
-from data_tools.sources import SourceFiles, WorkUnit, read_rows, resolve_sources, work_units
+from data_tools.sources import SourceFiles, resolve_sources
 from data_tools.store import MANIFEST, TokenStore
 from data_tools.tokenizer import (
     PlainTextFrame,
@@ -34,6 +39,7 @@ from data_tools.tokenizer import (
     tokenizer_digest,
     train_tokenizer,
 )
+from data_tools.units import work_units
 
 LOCK = ".lock"
 IN_PROCESS_ROWS = 8_000
@@ -56,13 +62,16 @@ class _Input:
     units: list[WorkUnit]
 
 
-def prepare(config: DataConfig, store: Path, on_unit: OnUnit = lambda record, total: None) -> TokenStore:
+def prepare(
+    config: DataConfig, store: Path, on_unit: OnUnit = lambda record, total: None, lock_file: Path | None = None
+) -> TokenStore:
     """Make the token store, or finish it; a finished store with the same settings is only opened.
 
     Args:
         config: the run's `data` section.
         store: the folder to write.
         on_unit: told about progress.
+        lock_file: pins what is on the hub, where `fetch` wrote it.
 
     Raises:
         UserError: an input is missing or empty, too many rows are rejected, no row became a document, a proof of the
@@ -70,26 +79,33 @@ def prepare(config: DataConfig, store: Path, on_unit: OnUnit = lambda record, to
     """
     _claim(store)
     with _locked(store):
-        given = _read_input(config, store)
-        tokenizer = _tokenizer(config, given)
+        lock = Lock.read(lock_file) if lock_file else None
+        given = _read_input(config, store, lock)
+        tokenizer = _tokenizer(config, given, lock)
         settings = token_settings(config, given.sources, given.configs, tokenizer)
-        if (store / MANIFEST).exists():
+        mirror = Mirror(store)
+        if mirror.pull(MANIFEST, again=True):
             return _reopen(store, settings)
         engine = _start_store(store, tokenizer, config, given, fingerprint_of(settings))
         making = Making(
-            store.absolute(), fingerprint_of(settings), config.template_date, Learning.of(config), given.configs, engine
+            store=mirror.uri or str(store.absolute()),
+            fingerprint=fingerprint_of(settings),
+            template_date=config.template_date,
+            learning=Learning.of(config),
+            sources=given.configs,
+            engine=engine,
         )
         records = _make_shards(config, making, given.units, on_unit)
         facts = {"asked": config.asked(), "settings": settings, "encoder": engine}
-        write_store(store, given.sources, given.configs, records, tokenizer, facts)
-        return TokenStore(store)
+        write_store(mirror, given.sources, given.configs, records, tokenizer, facts)
+        return open_store(store)
 
 
 def _claim(store: Path) -> None:
     """Make the folder; what is there already must be a store, finished or not: leftovers in it will be deleted."""
     try:
         store.mkdir(parents=True, exist_ok=True)
-        if any(store.iterdir()) and not (store / LOCK).exists():
+        if not {LOCK, REMOTE} & (found := {path.name for path in store.iterdir()}) and found:
             raise UserError(f"data.store: {store} is not empty and no token store; choose a new folder")
     except OSError as error:
         raise UserError(f"data.store: cannot use {store}: {error.strerror}; choose another folder") from None
@@ -108,13 +124,13 @@ def _locked(store: Path) -> Iterator[None]:
         yield
 
 
-def _read_input(config: DataConfig, store: Path) -> _Input:
+def _read_input(config: DataConfig, store: Path, lock: Lock | None) -> _Input:
     """Find the files, cut them into units, and look at the first row of each source."""
     sample = store / "sample" / "python_docs.jsonl"
     if any(source.sample for source in config.sources) and not sample.exists():
         write_python_docs(sample)
-    sources = resolve_sources(config.sources, sample)
-    units = work_units(sources, config.rows_per_shard or 2048)
+    sources = resolve_sources(config.sources, sample, lock)
+    units = work_units(sources, config.rows_per_shard)
     configs = []
     for number, source in enumerate(sources):
         asked = config.sources[source.configured]
@@ -124,12 +140,15 @@ def _read_input(config: DataConfig, store: Path) -> _Input:
     return _Input(sources, tuple(configs), units)
 
 
-def _tokenizer(config: DataConfig, given: _Input) -> PreTrainedTokenizerBase:
+def _tokenizer(config: DataConfig, given: _Input, lock: Lock | None) -> PreTrainedTokenizerBase:
     if isinstance(config.tokenizer, TokenizerTraining):
         tokenizer = train_tokenizer(_texts(given), config.tokenizer.vocab_size)
         tokenizer.chat_template = choose_template(str(tokenizer.chat_template), config.chat_template, "the tokenizer")
         return tokenizer
-    return load_tokenizer(config.tokenizer, config.chat_template)
+    name = config.tokenizer
+    if is_hub_id(name):
+        name = tokenizer_folder(name, config.tokenizer_revision, lock)
+    return load_tokenizer(name, config.chat_template)
 
 
 def _texts(given: _Input) -> Iterator[str]:
@@ -156,7 +175,7 @@ def _samples(given: _Input, units: list[WorkUnit]) -> Iterator[tuple[WorkUnit, S
 
 
 def _reopen(store: Path, settings: dict[str, object]) -> TokenStore:
-    finished = TokenStore(store)
+    finished = open_store(store)
     if finished.fingerprint != fingerprint_of(settings):
         made_with = finished.manifest["settings"]
         changed = ", ".join(key for key in settings if settings[key] != made_with.get(key))
@@ -172,15 +191,17 @@ def _start_store(
     store: Path, tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: _Input, fingerprint: str
 ) -> str:
     """Put the tokenizer in place, clear away what other settings left unfinished, and choose what encodes."""
-    finished = [unit for unit in given.units if read_record(store, unit.number, fingerprint)]
-    if not finished:
-        shutil.rmtree(store / "units", ignore_errors=True)
-        shutil.rmtree(store / "shards", ignore_errors=True)
+    mirror = Mirror(store)
+    finished = [unit for unit in given.units if read_record(mirror, unit.number, fingerprint)]
     for folder in ("shards", "units"):
+        if not finished:
+            shutil.rmtree(store / folder, ignore_errors=True)
+            mirror.remove(folder)
         (store / folder).mkdir(exist_ok=True)
         for leftover in (store / folder).glob(".*.tmp"):
             leftover.unlink()
     tokenizer.save_pretrained(store / "tokenizer")
+    mirror.push_folder("tokenizer")
     saved = load_tokenizer(str(store / "tokenizer"))
     if tokenizer_digest(saved) != tokenizer_digest(tokenizer):
         raise UserError("data.tokenizer: saved and loaded again it encodes differently; save it with this transformers")
@@ -219,10 +240,10 @@ def _make_shards(config: DataConfig, making: Making, units: list[WorkUnit], on_u
     if actors == "auto":
         actors = 0 if rows < IN_PROCESS_ROWS else len(units)
     records = []
-    for record in _on_ray(making, units, actors) if actors else _in_process(making, units):
+    for record in make_on_actors(making, units, actors) if actors else _in_process(making, units):
         on_unit(record, rows)
         records.append(record)
-        check_rejects(records, rows, config.max_reject_fraction, making.store)
+        check_rejects(records, rows, config.max_reject_fraction, local_folder(making.store))
     return sorted(records, key=lambda record: record.unit)
 
 
@@ -230,26 +251,3 @@ def _in_process(making: Making, units: list[WorkUnit]) -> Iterator[UnitRecord]:
     maker = DocumentMaker(making)
     for unit in units:
         yield maker.make_shard(unit)
-
-
-def _on_ray(making: Making, units: list[WorkUnit], actors: int) -> Iterator[UnitRecord]:
-    """Actors on every node of the cluster at RAY_ADDRESS, or on this machine; a killed actor starts again."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-    from ray.util import ActorPool
-
-    try:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        # An actor that finds no CPU would wait for ever with a unit in its hands.
-        fitting = min(actors, len(units), int(ray.cluster_resources()["CPU"]))
-        remote_maker = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(DocumentMaker)
-        pool = ActorPool([remote_maker.remote(making) for _ in range(fitting)])
-        yield from pool.map_unordered(lambda maker, unit: maker.make_shard.remote(unit), units)
-    except (ray.exceptions.RayError, ConnectionError) as error:
-        if isinstance(cause := getattr(error, "cause", None), UserError):
-            raise cause from None
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"Ray gave up: {reason}; the same command goes on, data.actors=0 does without Ray") from error
-    finally:
-        ray.shutdown()

@@ -14,9 +14,8 @@ from data_tools.encode import Encoder
 from data_tools.errors import UserError
 from data_tools.formats import Conversation
 
-FIRST_ROWS = 4
 EVERY = 512
-"""The sample of a unit: its first rows, then one row of so many."""
+"""The sample of a unit: its first row, then one row of so many."""
 
 MEANING = {
     "content": "the learnt text contains each learnt message",

@@ -16,14 +16,14 @@ the sum of their weights.
 
 import json
 import os
+import socket
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -68,7 +68,7 @@ def shard_name(number: int) -> str:
 @contextmanager
 def atomically(path: Path) -> Iterator[Path]:
     """Write to the temporary name that this yields; fsync, rename: readers see the whole file or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -121,8 +121,11 @@ def file_digest(path: Path) -> str:
     return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
 
 
-@dataclass(frozen=True)
-class StoredDocument:
+Fetch = Callable[[str], bool]
+"""Sees to it that a file of the store is in its folder; whether it is."""
+
+
+class StoredDocument(NamedTuple):
     """One document, as views of the mapped file."""
 
     input_ids: NDArray[Any]
@@ -140,8 +143,9 @@ class TokenStore:
         UserError: there is no finished store in the folder, or it was made by another version.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fetch: Fetch = lambda name: True) -> None:
         self.folder = folder
+        self._fetch = fetch
         self.manifest = _read_manifest(folder)
         self._first_documents = _running_totals(shard["documents"] for shard in self.manifest["shards"])
         self._shards: dict[int, _Shard] = {}
@@ -162,6 +166,7 @@ class TokenStore:
     @cached_property
     def index(self) -> dict[str, NDArray[Any]]:
         """`length`, `trained`, `weight`, `source`, `digest` of every document, in store order, without copying."""
+        self._fetch("index.arrow")
         batch = read_arrow(self.folder / "index.arrow")
         return {name: batch.column(name).to_numpy() for name in batch.schema.names}
 
@@ -170,9 +175,12 @@ class TokenStore:
         if not 0 <= number < len(self):
             raise IndexError(f"document {number} of {len(self)}")
         shard = bisect_right(self._first_documents, number) - 1
-        if shard not in self._shards:
-            self._shards[shard] = _Shard(self.folder / self.manifest["shards"][shard]["file"])
-        return self._shards[shard].document(number - self._first_documents[shard])
+        opened = self._shards.get(shard)
+        if opened is None:
+            name = self.manifest["shards"][shard]["file"]
+            self._fetch(name)
+            opened = self._shards[shard] = _Shard(self.folder / name)
+        return opened.document(number - self._first_documents[shard])
 
     def place(self, number: int) -> tuple[int, int]:
         """The source of a document and its row there."""
@@ -188,6 +196,7 @@ class TokenStore:
         """
         for shard in self.manifest["shards"]:
             path = self.folder / shard["file"]
+            self._fetch(shard["file"])
             if not path.exists() or file_digest(path) != shard["blake3"]:
                 raise UserError(f"{path} is not what was written; delete {self.folder} and run `shardtune prepare`")
 
@@ -203,9 +212,10 @@ class _Shard:
 
     def document(self, row: int) -> StoredDocument:
         number = bisect_right(self._first_rows, row) - 1
-        if number not in self._columns:
-            self._columns[number] = _Columns.of(self._batches[number])
-        return self._columns[number].document(row - self._first_rows[number])
+        columns = self._columns.get(number)
+        if columns is None:
+            columns = self._columns[number] = _Columns(self._batches[number])
+        return columns.document(row - self._first_rows[number])
 
     def place(self, row: int) -> tuple[int, int]:
         number = bisect_right(self._first_rows, row) - 1
@@ -213,32 +223,27 @@ class _Shard:
         return batch.column("source")[row].as_py(), batch.column("row")[row].as_py()
 
 
-@dataclass(frozen=True)
 class _Columns:
-    """The lists of a record batch as numpy arrays: a document is then three slices."""
+    """The lists of a record batch: a document is two or three slices. Offsets are read one by one, as plain numbers."""
 
-    ids: NDArray[Any]
-    id_offsets: NDArray[np.int32]
-    runs: NDArray[np.int32]
-    run_offsets: NDArray[np.int32]
-    weights: NDArray[np.float32]
-    weight_offsets: NDArray[np.int32]
-
-    @classmethod
-    def of(cls, batch: pa.RecordBatch) -> "_Columns":
-        arrays: list[NDArray[Any]] = []
-        for name in ("input_ids", "mask_runs", "weights"):
-            column: pa.ListArray = batch.column(name)
-            arrays += [column.values.to_numpy(), column.offsets.to_numpy()]
-        return cls(*arrays)
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.ids, self._ids_at = _list_column(batch, "input_ids")
+        self.runs, self._runs_at = _list_column(batch, "mask_runs")
+        self.weights, self._weights_at = _list_column(batch, "weights")
 
     def document(self, row: int) -> StoredDocument:
-        weights = self.weights[self.weight_offsets[row] : self.weight_offsets[row + 1]]
+        ids_at, runs_at, weights_at = self._ids_at, self._runs_at, self._weights_at
+        start, end = weights_at[row], weights_at[row + 1]
         return StoredDocument(
-            self.ids[self.id_offsets[row] : self.id_offsets[row + 1]],
-            self.runs[self.run_offsets[row] : self.run_offsets[row + 1]],
-            weights if len(weights) else None,
+            self.ids[ids_at[row] : ids_at[row + 1]],
+            self.runs[runs_at[row] : runs_at[row + 1]],
+            self.weights[start:end] if end > start else None,
         )
+
+
+def _list_column(batch: pa.RecordBatch, name: str) -> tuple[NDArray[Any], memoryview]:
+    column: pa.ListArray = batch.column(name)
+    return column.values.to_numpy(), memoryview(column.offsets.to_numpy())
 
 
 def _running_totals(counts: Iterable[int]) -> list[int]:

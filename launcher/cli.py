@@ -1,4 +1,4 @@
-"""`shardtune quickstart`, and `shardtune prepare|inspect|plan|train|… STORE|CONFIG|RUN`: a function each."""
+"""The `shardtune` command: a function for each of its stages, from fetch to report, and for the quickstart."""
 
 import argparse
 import json
@@ -15,9 +15,11 @@ from launcher import stages
 from launcher.backends.local import check_ranks, default_ranks
 from launcher.config import RunConfig, find_store, load_run
 from launcher.environment import quiet_libraries
+from launcher.pins import use_lock
 from launcher.quickstart import RECIPE, quickstart
 
 _STAGES = {
+    "fetch": "download data sets, tokenizer and model, and pin them in a lock: the rest needs no network",
     "prepare": "turn conversations into a token store",
     "plan": "pack the documents of the store into steps",
     "train": "fine-tune on this machine, one process per rank",
@@ -40,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
             facts = stages.inspect_stage(store, console, options.source, options.n, options.html)
         else:
             config = load_run(options.config, options.overrides)
+            if options.command != "fetch":
+                config = use_lock(config)
             facts = _run(options, config, console)
     except UserError as error:
         if options.debug:
@@ -67,6 +71,8 @@ def _leave(signal_number: int, _: Any) -> None:
 
 def _run(options: argparse.Namespace, config: RunConfig, console: Console) -> dict[str, Any]:
     match options.command:
+        case "fetch":
+            return stages.fetch_stage(config, console)
         case "prepare":
             return stages.prepare_stage(config, console)
         case "plan":

@@ -9,6 +9,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from data_tools.config import DataConfig, Location, Section
 from data_tools.errors import UserError
+from data_tools.files import is_hub_id, is_remote
+from data_tools.mirror import local_folder
 from data_tools.store import MANIFEST
 from sft.config import CheckpointConfig, EvaluateConfig, ModelConfig, TrainConfig
 
@@ -35,8 +37,8 @@ class RunConfig(Section):
 
     @property
     def store(self) -> Path:
-        """The token store."""
-        return Path(self.data.store) if self.data.store else self.folder / "tokens"
+        """The folder of the token store; for one in an object store, of its copy here."""
+        return local_folder(self.data.store) if self.data.store else self.folder / "tokens"
 
 
 def load_run(name: str, overrides: list[str]) -> RunConfig:
@@ -85,11 +87,12 @@ def save_run(config: RunConfig) -> None:
     values = config.model_dump(mode="json")
     values["runs"] = str(Path(config.runs).absolute())
     inside = config.store.absolute() == (config.folder / "tokens").absolute()
-    values["data"]["store"] = None if inside else str(config.store.absolute())
+    if not is_remote(config.data.store or ""):
+        values["data"]["store"] = None if inside else str(config.store.absolute())
     for section, key in (("model", "path"), ("data", "tokenizer"), ("data", "chat_template")):
         values[section][key] = _absolute(values[section][key])
     for source in values["data"]["sources"]:
-        source["path"] = _absolute(source["path"], always=True)
+        source["path"] = _absolute(source["path"], always=not _is_elsewhere(source["path"]))
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     (config.folder / RUN_FILE).write_text(text, encoding="utf-8")
 
@@ -97,6 +100,11 @@ def save_run(config: RunConfig) -> None:
 def _absolute(value: Any, always: bool = False) -> Any:
     """Local paths become absolute; what does not exist here may be the id of a hub."""
     return str(Path(value).absolute()) if isinstance(value, str) and (always or Path(value).exists()) else value
+
+
+def _is_elsewhere(value: str | None) -> bool:
+    """A URI, or what can only be a data set on the hub."""
+    return value is not None and (is_remote(value) or is_hub_id(value))
 
 
 def _find(name: str) -> Path:

@@ -21,4 +21,10 @@ def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
 def quiet_libraries() -> None:
     """Keep the console for what shardtune says; whoever sets these variables decides otherwise."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def go_offline() -> None:
+    """Whatever asks the hub from now on gets what is in the cache, at once; ranks and actors inherit it."""
+    os.environ["HF_HUB_OFFLINE"] = "1"

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from data_tools.errors import UserError
+from data_tools.mirror import open_store
 from data_tools.plan import PLAN, PlanSettings
-from data_tools.store import TokenStore
 from launcher.config import RUN_FILE, RunConfig
 from sft.record import STATUS, read_metrics
 
@@ -63,13 +63,21 @@ def _check_plan(config: RunConfig) -> None:
     facts = json.loads((config.folder / "plan" / PLAN).read_text(encoding="utf-8"))
     now = asdict(PlanSettings.of(config.data, config.train.packs_per_step, config.train.seed))
     for key, value in now.items():
-        if facts["settings"][key] != value:
+        if key != "attention_cost" and facts["settings"].get(key) != value:
             raise UserError(
-                f"{config.folder} was planned with {key}={facts['settings'][key]}, not {value}; "
+                f"{config.folder} was planned with {key}={facts['settings'].get(key)}, not {value}; "
                 f"resume with the same, or start another run with name=NAME"
             )
-    if facts["store"] != TokenStore(config.store).fingerprint:
+    if facts["store"] != open_store(config.store).fingerprint:
         raise UserError(f"{config.folder} was trained on another token store than {config.store}; use its own")
+
+
+def planned_attention_cost(config: RunConfig) -> float | None:
+    """What a run with checkpoints was planned with: it goes on with the same steps where the model is not at hand."""
+    if newest_checkpoint(config.folder) is None:
+        return None
+    facts = json.loads((config.folder / "plan" / PLAN).read_text(encoding="utf-8"))
+    return float(facts["settings"]["attention_cost"])
 
 
 def _same(before: Any, now: Any) -> bool:

@@ -9,10 +9,29 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from data_tools.errors import UserError
+from data_tools.lock import LOCK_FILE
 from data_tools.store import MANIFEST
 from launcher.config import RunConfig, save_run
-from launcher.run_folder import check_may_start, check_same_run, read_status, summary
+from launcher.run_folder import check_may_start, check_same_run, planned_attention_cost, read_status, summary
 from sft.record import STATUS, read_metrics
+
+
+def fetch_stage(config: RunConfig, console: Console) -> dict[str, Any]:
+    """Hub → cache of this machine and lock.json."""
+    from data_tools.fetch import fetch
+
+    path = config.folder / LOCK_FILE
+    was_locked = path.exists()
+    with console.status("fetching and comparing" if was_locked else "fetching"):
+        lock = fetch(config.data, config.model.path, config.model.revision, path)
+    remote = [pin for pin in lock.pins if pin.commit]
+    for pin in remote:
+        console.print(f"{pin.kind} {pin.id} at {pin.commit}, {len(pin.files)} files", markup=False, highlight=False)
+    size = sum(file["size"] for pin in lock.pins for file in pin.files.values())
+    what = f"{len(remote)} of {len(lock.pins)} inputs are from the hub" if remote else "all inputs are local"
+    done = "everything is still as it was fetched" if was_locked else "fetched"
+    console.print(f"[green]{done}[/]: {what}, {size / 1e6:,.1f} MB → {path}")
+    return {"lock": str(path), "pins": len(lock.pins), "from_hub": len(remote), "bytes": size}
 
 
 def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -23,7 +42,7 @@ def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
     started = time.perf_counter()
     was_finished = (config.store / MANIFEST).exists()
     with tokenizing(console) as on_unit:
-        store = prepare(config.data, config.store, on_unit)
+        store = prepare(config.data, config.store, on_unit, config.folder / LOCK_FILE)
     done = "already prepared" if was_finished else "prepared"
     totals: dict[str, Any] = store.manifest["totals"]
     seconds = time.perf_counter() - started
@@ -31,6 +50,13 @@ def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
         f"[green]{done}[/] {totals['rows_out']:,} of {totals['rows_in']:,} rows, {totals['tokens']:,} tokens "
         f"({totals['trained_tokens']:,} trained) in {seconds:.0f} s → {store.folder}"
     )
+    for line in _what_was_read(store.manifest["sources"]):
+        console.print(line, markup=False, highlight=False)
+    if totals["rewritten"]:
+        console.print(
+            f"[yellow]the template rewrites earlier turns of {totals['rewritten']:,} rows[/], of which "
+            f"data.on_rewrite={config.data.on_rewrite} keeps what can be learnt"
+        )
     if refused := totals["rejected"] + totals["dropped"]:
         console.print(
             f"[yellow]{totals['rejected']:,} rows rejected, {totals['dropped']:,} dropped[/]; "
@@ -39,13 +65,24 @@ def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
     return {"store": str(store.folder), **totals, "seconds": round(seconds, 2)}
 
 
+def _what_was_read(sources: list[dict[str, Any]]) -> list[str]:
+    """One line for each format, with the sources that have it."""
+    by_format: dict[str, list[str]] = {}
+    for source in sources:
+        by_format.setdefault(source["format"], []).append(source["name"])
+    return [
+        f"  rows of format {name}: {', '.join(names[:4])}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        for name, names in by_format.items()
+    ]
+
+
 def inspect_stage(folder: Path, console: Console, source: str | None, count: int, html: Path | None) -> dict[str, Any]:
     """Token store → what people look at, on the terminal and as a page."""
     from data_tools.inspect import inspect_store
-    from data_tools.store import TokenStore
+    from data_tools.mirror import open_store
     from launcher.show_store import show_store
 
-    found = inspect_store(TokenStore(folder), source, count)
+    found = inspect_store(open_store(folder), source, count)
     show_store(found, console)
     if html is not None:
         from data_tools.inspect_page import write_page
@@ -57,50 +94,42 @@ def inspect_stage(folder: Path, console: Console, source: str | None, count: int
 
 def plan_stage(config: RunConfig, console: Console, ranks: int) -> dict[str, Any]:
     """Token store → pack plan."""
+    from data_tools.lengths import length_report
+    from data_tools.mirror import open_store
     from data_tools.plan import PlanSettings, make_plan
-    from data_tools.store import TokenStore
+    from launcher.plan_report import plan_facts, show_lengths, show_plan
     from sft.schedule import micro_batches_per_step
 
     micro_batches_per_step(config.train, ranks)
     check_same_run(config)
-    store = TokenStore(config.store)
+    store = open_store(config.store)
     _check_store(config, store)
     store.verify()
-    _check_model(config, store)
-    plan = make_plan(
-        store, PlanSettings.of(config.data, config.train.packs_per_step, config.train.seed), config.folder / "plan"
+    show_lengths(length_report(store.index["length"], config.data.max_length), config.data.max_length, console)
+    settings = PlanSettings.of(
+        config.data, config.train.packs_per_step, config.train.seed, _attention_cost(config, store)
     )
+    plan = make_plan(store, settings, config.folder / "plan")
     save_run(config)
-    facts = {
-        "plan": str(plan.folder),
-        "packs": len(plan.train),
-        "validation_packs": len(plan.validation),
-        "fill": round(plan.fill, 5),
-        "steps_per_epoch": plan.steps_per_epoch,
-        "imbalance": round(plan.imbalance(ranks, config.train.packs_per_micro_batch), 5),
-        "too_long": plan.facts["too_long"],
-    }
-    console.print(
-        f"[green]planned[/] {facts['packs']:,} packs of {config.data.max_length:,} tokens, {plan.fill:.1%} full, "
-        f"{plan.steps_per_epoch:,} steps an epoch, attention work {facts['imbalance']:.1%} uneven over {ranks} ranks"
-    )
-    if plan.facts["too_long"]:
-        console.print(
-            f"[yellow]{plan.facts['too_long']:,} documents have more than data.max_length={config.data.max_length} "
-            f"tokens[/] and are left out"
-        )
+    facts = plan_facts(plan, store, ranks, config.train.packs_per_micro_batch)
+    show_plan(facts, plan, ranks, console)
     return facts
 
 
-def _check_model(config: RunConfig, store: Any) -> None:
-    """Mistakes in `model` are said before ranks are started, wherever torch is there to know."""
+def _attention_cost(config: RunConfig, store: Any) -> float:
+    """From the model, wherever torch is there to know it; mistakes in `model` are said before ranks are started."""
+    from data_tools.balance import ATTENTION_COST
+
     if importlib.util.find_spec("torch") is None:
-        return
+        return planned_attention_cost(config) or ATTENTION_COST
     from data_tools.tokenizer import load_tokenizer
+    from sft.cost import attention_cost
     from sft.model import check_length, load_config
 
     tokenizer = load_tokenizer(str(store.folder / "tokenizer"))
-    check_length(load_config(config.model, tokenizer, store.vocab_size), config.data.max_length)
+    model_config = load_config(config.model, tokenizer, store.vocab_size)
+    check_length(model_config, config.data.max_length)
+    return planned_attention_cost(config) or attention_cost(model_config)
 
 
 def _check_store(config: RunConfig, store: Any) -> None:

@@ -12,6 +12,8 @@ class ModelConfig(Section):
 
     path: Location | None = None
     """A folder or hub id of a causal language model."""
+    revision: str | None = None
+    """A commit, tag or branch of the model on the hub."""
     config: dict[str, Any] | None = None
     """`architecture` (llama, qwen3, …) and the keys of its transformers configuration, for random weights."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -66,7 +66,7 @@ class StepResult:
     """What one rank saw in one optimizer step."""
 
     loss_sum: torch.Tensor
-    """Sum of cross-entropies over this rank's trained tokens, on the device."""
+    """Weighted sum of cross-entropies over this rank's trained tokens, on the device."""
     correct: torch.Tensor
     """Trained tokens that were predicted rightly, on the device."""
     gradient_norm: float
@@ -74,13 +74,13 @@ class StepResult:
 
 
 def optimizer_step(
-    engine: DeepSpeedEngine, batches: list[Batch], trained_tokens: int, learning_rate: float, world: World
+    engine: DeepSpeedEngine, batches: list[Batch], weight: float, learning_rate: float, world: World
 ) -> StepResult:
     """Accumulate the gradients of all micro-batches and update the weights once (the equation is in `loss.py`).
 
     Args:
         batches: this rank's micro-batches.
-        trained_tokens: N, of the whole step over all ranks.
+        weight: N, the sum of all labels' weights in the whole step over all ranks.
     """
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
@@ -88,8 +88,8 @@ def optimizer_step(
     correct = torch.zeros((), dtype=torch.int64, device=world.device)
     batches = [batch.to(world.device) for batch in batches]
     for batch in batches:
-        batch_loss, batch_correct = engine(batch.input_ids, batch.labels, batch.positions, batch.borders, batch.longest)
-        engine.backward(batch_loss * world.size / trained_tokens, scale_wrt_gas=False)
+        batch_loss, batch_correct = engine(*batch.model_inputs)
+        engine.backward(batch_loss * world.size / weight, scale_wrt_gas=False)
         loss_sum += batch_loss.detach()
         correct += batch_correct
         if batch is not batches[-1]:

@@ -21,7 +21,7 @@ PROBE_TOKENS = 128
 
 @torch.no_grad()
 def validation_loss(engine: Any, store: TokenStore, plan: PackPlan, world: World) -> float | None:
-    """Mean cross-entropy over all trained tokens of the validation packs, over all ranks; None without such packs.
+    """Weighted mean cross-entropy over the trained tokens of the validation packs, over all ranks; None without packs.
 
     Every rank takes every W-th pack, and an empty one where there is none left: ZeRO-3 needs all ranks in every pass.
     """
@@ -33,11 +33,11 @@ def validation_loss(engine: Any, store: TokenStore, plan: PackPlan, world: World
     for first in range(0, packs, world.size):
         pack = first + world.rank
         batch = make_batch(store, plan.validation, np.array([pack] if pack < packs else [], np.int64)).to(world.device)
-        batch_loss, _ = engine(batch.input_ids, batch.labels, batch.positions, batch.borders, batch.longest)
+        batch_loss, _ = engine(*batch.model_inputs)
         loss_sum += batch_loss.double().cpu()
     engine.train()
     (total,) = world.sum(loss_sum)
-    return total / int(plan.validation.trained.sum())
+    return total / float(plan.validation.weight.sum())
 
 
 @torch.no_grad()

@@ -1,13 +1,14 @@
 """Cross-entropy on trained positions only, and the equation that scales it.
 
-With S the sum of cross-entropies over the trained tokens of one micro-batch on one rank, W ranks, and N the trained
-tokens of the whole optimizer step (all ranks, all micro-batches; the plan knows it):
+With S the sum of cross-entropies over the trained tokens of one micro-batch on one rank, each times its weight (1
+unless the data says otherwise), W ranks, and N the sum of the weights of the whole optimizer step (all ranks, all
+micro-batches; the plan knows it):
 
     loss = S · W / N          engine.backward(loss, scale_wrt_gas=False)
 
 DeepSpeed averages gradients over ranks, and W undoes that; `scale_wrt_gas=False` keeps it from dividing by the number
-of micro-batches. The gradient is then that of (ΣS) / N, one mean over all trained tokens, however they are spread. A
-micro-batch without trained tokens adds nothing.
+of micro-batches. The gradient is then that of (ΣS) / N, one weighted mean over all trained tokens, however they are
+spread. A micro-batch without trained tokens adds nothing.
 
 The head makes logits for trained positions only, a chunk at a time, and computes its gradients in the same pass: three
 matrix products on kept tokens, and never a [T, V] tensor (the idea of Liger's fused linear cross-entropy,
@@ -29,11 +30,16 @@ CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**28}
 
 
 class TrainedTokensLoss(torch.autograd.Function):
-    """hidden [K, H], weight [V, H], labels [K] → (sum of cross-entropies, number of tokens predicted rightly)."""
+    """hidden [K, H], weight [V, H], labels [K], what they count [K] → (sum of losses, tokens predicted rightly)."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, with_gradient: bool
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        label_weights: torch.Tensor | None,
+        with_gradient: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Go through the kept positions in chunks; keep the gradients of both inputs where they are wanted."""
         loss = hidden.new_zeros((), dtype=torch.float32)
@@ -49,11 +55,14 @@ class TrainedTokensLoss(torch.autograd.Function):
             probabilities = torch.softmax(logits, -1)
             # log Σ exp(logits), from the largest probability: it is at least 1 / V, so its logarithm is exact enough.
             log_sum = best.values - probabilities.gather(1, best.indices).log()
-            loss += (log_sum - label_logit).sum()
+            losses = log_sum - label_logit
+            counts = None if label_weights is None else label_weights[rows, None]
+            loss += (losses if counts is None else losses * counts).sum()
             correct += (best.indices == label).sum()
             if hidden_grad is not None and weight_grad is not None:
-                # d loss / d logits = softmax - one-hot
-                gradient = probabilities.scatter_add_(1, label, -torch.ones_like(log_sum)).to(weight.dtype)
+                # d loss / d logits = (softmax - one-hot) · what the label counts
+                gradient = probabilities.scatter_add_(1, label, -torch.ones_like(log_sum))
+                gradient = (gradient if counts is None else gradient.mul_(counts)).to(weight.dtype)
                 hidden_grad[rows] = gradient @ weight
                 if weight.dtype is weight_grad.dtype:
                     weight_grad.addmm_(gradient.t(), hidden[rows])
@@ -64,11 +73,11 @@ class TrainedTokensLoss(torch.autograd.Function):
         return loss, correct
 
     @staticmethod
-    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
         """Scale the gradients that forward kept."""
         hidden_grad, weight_grad = ctx.gradients
         ctx.gradients = None
-        return hidden_grad * outer[0], (weight_grad * outer[0]).to(hidden_grad.dtype), None, None
+        return hidden_grad * outer[0], (weight_grad * outer[0]).to(hidden_grad.dtype), None, None, None
 
 
 def install_loss_head(model: torch.nn.Module) -> None:
@@ -81,15 +90,19 @@ def install_loss_head(model: torch.nn.Module) -> None:
 
 
 def _head_forward(
-    head: torch.nn.Linear, hidden: torch.Tensor, labels: torch.Tensor | None = None
+    head: torch.nn.Linear,
+    hidden: torch.Tensor,
+    labels: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """hidden [1, T, H] → logits [1, T, V], or with labels [1, T] the sum of losses and the number of right tokens."""
+    """hidden [1, T, H] → logits [1, T, V], or with labels (and weights) [1, T] loss and right tokens."""
     if labels is None:
         return F.linear(hidden, head.weight, head.bias)
     kept = (labels.reshape(-1) != IGNORE).nonzero().squeeze(1)
     kept_hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, kept)
     kept_labels = labels.reshape(-1).index_select(0, kept)
+    kept_weights = None if weights is None else weights.reshape(-1).index_select(0, kept)
     result: tuple[torch.Tensor, torch.Tensor] = TrainedTokensLoss.apply(  # type: ignore[no-untyped-call]
-        kept_hidden, head.weight, kept_labels, torch.is_grad_enabled()
+        kept_hidden, head.weight, kept_labels, kept_weights, torch.is_grad_enabled()
     )
     return result

@@ -30,17 +30,18 @@ class Interval:
     def summary(self) -> dict[str, float]:
         """The interval over all ranks, as metrics; the next one starts empty.
 
-        loss                 sum of losses / trained tokens
+        loss                 sum of losses / sum of label weights
         mean_token_accuracy  tokens predicted rightly / trained tokens
         tokens_per_second    tokens / seconds in optimizer steps
         packing_efficiency   tokens / places in packs
         """
         loss_sum, correct = self._world.sum(self._loss_sum, self._correct)
         trained = sum(size.trained_tokens for size in self._sizes)
+        weight = sum(size.weight for size in self._sizes)
         tokens = sum(size.tokens for size in self._sizes)
         places = sum(size.packs for size in self._sizes) * self._max_length
         values = {
-            "loss": loss_sum / trained,
+            "loss": loss_sum / weight,
             "mean_token_accuracy": correct / trained,
             "tokens_per_second": tokens / self._seconds,
             "packing_efficiency": tokens / places,

@@ -26,13 +26,16 @@ class PackedCausalLM(torch.nn.Module):
         self,
         input_ids: torch.Tensor,
         labels: torch.Tensor,
+        weights: torch.Tensor | None,
         positions: torch.Tensor,
         borders: torch.Tensor,
         longest: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One micro-batch; arguments as in `batches.Batch`."""
         hidden = self._hidden(input_ids, positions, borders, longest)
-        result: tuple[torch.Tensor, torch.Tensor] = self.model.get_output_embeddings()(hidden, labels=labels)
+        result: tuple[torch.Tensor, torch.Tensor] = self.model.get_output_embeddings()(
+            hidden, labels=labels, weights=weights
+        )
         return result
 
     def logits(
@@ -85,7 +88,7 @@ def load_model(
     if config.path is not None:
         try:
             model, loading = AutoModelForCausalLM.from_pretrained(
-                config.path, config=model_config, dtype=dtype, output_loading_info=True
+                config.path, revision=config.revision, config=model_config, dtype=dtype, output_loading_info=True
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"model.path: cannot load {config.path}: {str(error).splitlines()[0]}") from None
@@ -112,7 +115,7 @@ def check_length(config: PretrainedConfig, max_length: int) -> None:
 def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> PretrainedConfig:
     """The transformers configuration of the model, checked against the vocabulary."""
     if config.path is not None:
-        model_config, where = _read_config(config.path), config.path
+        model_config, where = _read_config(config.path, config.revision), config.path
     else:
         model_config, where = _random_config(dict(config.config or {}), tokenizer, vocab_size), "model.config"
     rows = model_config.get_text_config().vocab_size
@@ -124,9 +127,9 @@ def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, vocab_s
     return model_config
 
 
-def _read_config(path: str) -> PretrainedConfig:
+def _read_config(path: str, revision: str | None) -> PretrainedConfig:
     try:
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
         raise UserError(f"model.path: cannot load {path}: {str(error).splitlines()[0]}") from None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from data_tools.errors import UserError
+from data_tools.mirror import open_store
 from data_tools.plan import PackPlan
 from data_tools.store import TokenStore
 from sft.config import CheckpointConfig, EvaluateConfig, ModelConfig, TrainConfig
@@ -39,7 +40,7 @@ class TrainingRun:
         sections = yaml.safe_load(path.read_text(encoding="utf-8"))
         run = cls(
             folder=folder,
-            store=TokenStore(Path(sections["data"]["store"] or folder / "tokens")),
+            store=open_store(sections["data"]["store"] or folder / "tokens"),
             plan=PackPlan(folder / "plan"),
             template_date=date.fromisoformat(str(sections["data"]["template_date"])),
             model=ModelConfig(**sections["model"]),

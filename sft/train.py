@@ -43,7 +43,7 @@ def train(run: TrainingRun, resuming: bool, world: World) -> None:
         ]
         size = run.plan.size_of_step(step)
         learning_rate = learning_rate_at(step, run.total_steps, run.train.learning_rate, run.train.schedule)
-        result = optimizer_step(session.engine, batches, size.trained_tokens, learning_rate, world)
+        result = optimizer_step(session.engine, batches, size.weight, learning_rate, world)
         interval.add(result, size, time.perf_counter() - started)
         if not math.isfinite(result.gradient_norm):
             raise UserError(f"step {step + 1}: the gradient is {result.gradient_norm}; lower train.learning_rate")

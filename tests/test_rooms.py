@@ -13,7 +13,7 @@ FORBIDDEN = {
     "sft": {"ray", "launcher"},
 }
 ROOMS = ("data_tools", "sft", "launcher")
-ONLY_IN = {"ray": {"data_tools/prepare.py"}, "deepspeed": {"sft/engine.py"}}
+ONLY_IN = {"ray": {"data_tools/actors.py"}, "deepspeed": {"sft/engine.py"}}
 
 
 def imports(path: Path) -> set[str]:

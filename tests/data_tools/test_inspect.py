@@ -22,7 +22,7 @@ from data_tools.prepare import prepare
 from data_tools.store import TokenStore
 from data_tools.tokenizer import CHATML, load_tokenizer
 from tests.conftest import chats, write_jsonl
-from tests.stores import ACTING, HOSTILE, write_store
+from tests.shown_stores import ACTING, HOSTILE, write_store
 
 
 @pytest.fixture(scope="session")

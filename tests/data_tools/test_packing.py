@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools.packing import pack_documents
+from data_tools.packing import pack_documents, stable_order
 
 
 def best_fit_decreasing(lengths: list[int], capacity: int) -> int:
@@ -29,6 +29,21 @@ def test_every_document_is_in_exactly_one_pack_that_holds_it(lengths: list[int])
     assert all(sum(lengths[d] for d in packs[p]) <= 40 for p in range(len(packs)))
     assert all(len(packs[p]) for p in range(len(packs)))
     assert len(packs) == best_fit_decreasing(lengths, 40)
+
+
+@given(st.lists(st.integers(1, 5000), max_size=60), st.sampled_from([5000, 70_000]))
+def test_capacities_of_many_bits(lengths: list[int], capacity: int) -> None:
+    lengths = lengths + [capacity - length for length in lengths[::3] if length < capacity]
+    packs = pack_documents(np.array(lengths, dtype=np.int32), capacity)
+    assert sorted(packs.documents.tolist()) == list(range(len(lengths)))
+    assert (packs.sums(np.array(lengths, dtype=np.int64)) <= capacity).all()
+    assert len(packs) == best_fit_decreasing(lengths, capacity)
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=50), st.integers(1, 2**32 - 1))
+def test_the_order_of_keys_is_that_of_a_stable_sort(keys: list[int], modulus: int) -> None:
+    numbers = np.array([key % modulus for key in keys], np.uint32)
+    assert stable_order(numbers, modulus).tolist() == np.argsort(numbers, kind="stable").tolist()
 
 
 @given(st.lists(st.integers(1, 40), max_size=120))

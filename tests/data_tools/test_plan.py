@@ -1,14 +1,18 @@
 """Steps are the same documents on any number of ranks; every document comes once an epoch."""
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data_tools.balance import NO_PACK
 from data_tools.config import DataConfig
 from data_tools.errors import UserError
-from data_tools.plan import NO_PACK, PackPlan, PlanSettings, make_plan, share_out
+from data_tools.plan import PackPlan, PlanSettings, SourceShare, make_plan
 from data_tools.store import TokenStore
+from tests.stores import random_documents, write_store
 
 SETTINGS = PlanSettings(max_length=256, too_long="drop", validation_fraction=0.1, packs_per_step=8, seed=3)
 
@@ -62,6 +66,13 @@ def test_size_of_a_step_counts_its_documents(plan: PackPlan, store: TokenStore) 
     documents = documents_of(plan, 0, 1, 1)
     assert size.tokens == store.index["length"][documents].sum()
     assert size.trained_tokens == store.index["trained"][documents].sum()
+    assert size.weight == size.trained_tokens, "without weights every label counts 1"
+
+
+def test_weights_of_labels_add_up(weighted_store: TokenStore, tmp_path: Path) -> None:
+    plan = make_plan(weighted_store, SETTINGS, tmp_path)
+    size = plan.size_of_step(0)
+    assert size.weight == weighted_store.index["weight"][documents_of(plan, 0, 1, 1)].sum() != size.trained_tokens
 
 
 def test_the_same_settings_give_the_same_bytes(plan: PackPlan, store: TokenStore, tmp_path: Path) -> None:
@@ -89,13 +100,81 @@ def test_too_long_documents_can_be_forbidden(store: TokenStore, tmp_path: Path) 
         make_plan(store, settings, tmp_path)
 
 
-def test_costly_packs_run_at_the_same_time() -> None:
-    costs = np.arange(16)[::-1]
-    dealt = share_out(costs, ranks=2, packs_per_micro_batch=2)
-    assert dealt.shape == (4, 2, 2)
-    assert dealt[0].sum(axis=0).tolist() == [15 + 12, 14 + 13]
-
-
 def test_a_missing_plan_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="shardtune plan"):
         PackPlan(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def two_sources(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    """200 documents of 2 to 120 tokens, the first half of one source, the second of another."""
+    documents = random_documents([2 + number * 7 % 119 for number in range(200)], seed=0)
+    return write_store(tmp_path_factory.mktemp("two") / "tokens", documents, [0] * 100 + [1] * 100, [0, 1])
+
+
+MIXED = replace(SETTINGS, max_length=128, validation_fraction=0.0, sources=[SourceShare(2.5), SourceShare(0.2)])
+
+
+def test_repeats_come_as_often_as_the_weight_says(two_sources: TokenStore, tmp_path: Path) -> None:
+    plan = make_plan(two_sources, MIXED, tmp_path)
+    times = Counter(plan.train.packs.documents.tolist())
+    assert Counter(times[number] for number in range(100)) == {2: 50, 3: 50}
+    assert Counter(times[number] for number in range(100, 200)) == {0: 80, 1: 20}
+    taken = [source["taken_documents"] for source in plan.facts["sources"]]
+    assert taken == [250, 20]
+    assert sum(source["taken_tokens"] for source in plan.facts["sources"]) == plan.train.tokens.sum()
+    assert plan.facts["sources"][1]["not_taken"] == 80
+    assert PackPlan(tmp_path).settings == MIXED
+
+
+def test_whole_documents_are_a_few_bytes_on_disk(two_sources: TokenStore, tmp_path: Path) -> None:
+    whole = make_plan(two_sources, replace(MIXED, sources=[]), tmp_path / "whole")
+    assert whole.train.cuts is None
+    split = make_plan(two_sources, replace(MIXED, sources=[], max_length=50, too_long="split"), tmp_path / "split")
+    assert split.train.cuts is not None
+    assert len(split.train.cuts[0]) == len(split.train.packs.documents)
+
+
+@pytest.mark.parametrize("too_long", ["truncate", "split"])
+def test_cut_documents_fill_packs_no_further_than_they_go(
+    too_long: str, two_sources: TokenStore, tmp_path: Path
+) -> None:
+    plan = make_plan(two_sources, replace(MIXED, sources=[], max_length=50, too_long=too_long), tmp_path)
+    assert plan.train.tokens.max() == 50
+    assert plan.train.cuts is not None
+    starts, lengths = plan.train.cuts
+    assert ((starts > 0).any()) == (too_long == "split")
+    assert (starts + lengths <= two_sources.index["length"][plan.train.packs.documents]).all()
+    assert plan.facts["too_long"] == (two_sources.index["length"] > 50).sum()
+
+
+def test_documents_alone_or_in_one_stream(two_sources: TokenStore, tmp_path: Path) -> None:
+    alone = make_plan(two_sources, replace(MIXED, sources=[], packing="none"), tmp_path / "none")
+    assert len(alone.train) == 200
+    assert np.diff(alone.train.packs.offsets).tolist() == [1] * 200
+    assert alone.fill == alone.train.tokens.sum() / (200 * 128) < 0.6
+    stream = make_plan(two_sources, replace(MIXED, sources=[], packing="wrapped"), tmp_path / "wrapped")
+    assert stream.fill > 0.99 > alone.fill
+    assert stream.train.tokens.sum() > 0.9 * two_sources.index["length"].sum()
+
+
+def test_sources_must_be_those_of_the_store_and_give_something(two_sources: TokenStore, tmp_path: Path) -> None:
+    for sources, message in [
+        ([SourceShare()], r"data.sources has 1 items, the token store .* was made of 2"),
+        ([SourceShare()] * 3, "data.sources has 3 items"),
+        (
+            [SourceShare(), SourceShare(0.001)],
+            r"data.sources.1 \(source-1\) gives nothing .*100 documents, 100 not_taken",
+        ),
+        ([SourceShare(0.001)] * 2, "no document is left to train on"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            make_plan(two_sources, replace(MIXED, sources=sources), tmp_path)
+    with pytest.raises(UserError, match=r"data.validation.count=1000 leaves nothing to train on"):
+        make_plan(two_sources, replace(MIXED, validation_count=1000), tmp_path)
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_imbalance_says_what_the_incomplete_step_costs(plan: PackPlan) -> None:
+    everything, complete = plan.imbalance(8, 1), plan.imbalance(8, 1, complete_steps=True)
+    assert 0 <= complete < everything < 1

@@ -19,9 +19,10 @@ from data_tools.config import DataConfig
 from data_tools.documents import DocumentMaker, Making, UnitRecord
 from data_tools.errors import UserError
 from data_tools.prepare import prepare
-from data_tools.sources import resolve_sources, work_units
+from data_tools.sources import resolve_sources
 from data_tools.store import TokenStore
 from data_tools.tokenizer import CHATML
+from data_tools.units import work_units
 from tests.conftest import chats, write_jsonl
 
 
@@ -194,7 +195,7 @@ def test_a_unit_is_a_pure_function_of_its_rows(store: TokenStore, data_config: D
     (tmp_path / "units").mkdir()
     sources = tuple(source.model_copy(update={"format": "messages"}) for source in data_config.sources)
     engine = store.manifest["encoder"]
-    making = Making(tmp_path, store.fingerprint, data_config.template_date, Learning(), sources, engine)
+    making = Making(str(tmp_path), store.fingerprint, data_config.template_date, Learning(), sources, engine)
     maker = DocumentMaker(making)
     for unit in reversed(units):
         maker.make_shard(unit)

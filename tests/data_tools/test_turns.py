@@ -2,6 +2,7 @@
 
 import re
 from datetime import date
+from functools import cache
 from typing import Any
 
 import pytest
@@ -58,8 +59,13 @@ KNOW_REASONING = {"reasoning always kept"}
 _END = r"(!?<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<\|END_OF_TURN_TOKEN\|>|<\|end\|>|</s>|\s)+"
 
 
+@cache
+def template_of(name: str, learning: Learning) -> ChatTemplate:
+    return ChatTemplate(TEMPLATES[name], SPECIAL, date(2025, 1, 1), learning, CONTROL)
+
+
 def render(name: str, chat: Conversation, **learning: Any) -> list[RenderedChat]:
-    template = ChatTemplate(TEMPLATES[name], SPECIAL, date(2025, 1, 1), Learning(**learning), CONTROL)
+    template = template_of(name, Learning(**learning))
     chat = Conversation(chat.messages, chat.tools, parts=plain_parts(chat.messages))
     chats = template.render(chat)
     assert chats == template.render_with_jinja(chat)

@@ -16,7 +16,7 @@ from data_tools.store import TokenStore
 from launcher.cli import main
 from launcher.config import load_run, save_run
 from launcher.show_store import show_store
-from tests.stores import ACTING, HOSTILE, write_store
+from tests.shown_stores import ACTING, HOSTILE, write_store
 
 
 def screen(found: Inspection, color: bool = False, width: int = 100) -> str:

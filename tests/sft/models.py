@@ -25,14 +25,15 @@ def tiny_llama(tied: bool, vocab_size: int = 400) -> LlamaForCausalLM:
 
 
 def loss_alone(model: LlamaForCausalLM, store: TokenStore, document: int) -> torch.Tensor:
-    """Sum of cross-entropies over a document's trained tokens: alone in its row, by plain transformers and torch."""
+    """Weighted sum of cross-entropies over a document's trained tokens: alone, by plain transformers and torch."""
     stored = store.document(document)
-    ids, runs = stored.input_ids, stored.mask_runs
-    input_ids = torch.tensor(ids.astype("int64"))[None]
-    trained = torch.repeat_interleave(torch.arange(len(runs)) % 2 == 1, torch.tensor(runs))
+    input_ids = torch.tensor(stored.input_ids.astype("int64"))[None]
+    of_run = torch.zeros(len(stored.mask_runs))
+    of_run[1::2] = 1 if stored.weights is None else torch.tensor(stored.weights)
+    weights = torch.repeat_interleave(of_run, torch.tensor(stored.mask_runs))
     logits = model(input_ids).logits[0, :-1]
     losses = torch.nn.functional.cross_entropy(logits, input_ids[0, 1:], reduction="none")
-    return losses[trained[1:]].sum()
+    return (losses * weights[1:]).sum()
 
 
 def documents_of(table: PackTable, packs: list[int]) -> list[int]:

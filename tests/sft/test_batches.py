@@ -1,11 +1,17 @@
 """Packed rows: positions restart, no label crosses a border, labels are what the plan counted."""
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 
-from data_tools.plan import PackPlan
+from data_tools.plan import PackPlan, PlanSettings, make_plan
 from data_tools.store import TokenStore
 from sft.batches import IGNORE, make_batch
+from tests.stores import label_weights, random_documents, write_store
 
 
 def test_a_row_is_its_documents_end_to_end(store: TokenStore, plan: PackPlan) -> None:
@@ -27,6 +33,45 @@ def test_a_row_is_its_documents_end_to_end(store: TokenStore, plan: PackPlan) ->
         assert batch.tokens == plan.train.tokens[pack] == batch.input_ids.shape[1]
         assert batch.longest == max(len(document.input_ids) for document in documents)
     assert borders_inside > 50, "without packs of several documents this test proves nothing"
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("how", [{"too_long": "split"}, {"packing": "wrapped", "too_long": "split"}])
+def test_cut_documents_are_laid_out_piece_by_piece(weighted: bool, how: dict[str, Any], tmp_path: Path) -> None:
+    documents = random_documents([5 + 13 * number % 90 for number in range(60)], seed=2, weighted=weighted)
+    store = write_store(tmp_path / "tokens", documents, [0] * 60, [0])
+    plan = make_plan(store, replace(PlanSettings(32, "drop", 0.0, 4, 0), **how), tmp_path / "plan")
+    assert plan.train.cuts is not None
+    columns = [plan.train.packs.documents, *plan.train.cuts]
+    for pack in range(len(plan.train)):
+        batch = make_batch(store, plan.train, np.array([pack]))
+        place = slice(*plan.train.packs.offsets[pack : pack + 2])
+        starts, borders = batch.borders.tolist(), batch.borders.tolist()[1:]
+        for number, cut, length, start, end in zip(
+            *(c[place].tolist() for c in columns), starts, borders, strict=False
+        ):
+            document = documents[number]
+            ids, counts = document.input_ids[cut : cut + length].tolist(), label_weights(document)[cut : cut + length]
+            labels = [*(i if count else IGNORE for i, count in zip(ids[1:], counts[1:], strict=True)), IGNORE]
+            assert batch.input_ids[0, start:end].tolist() == ids
+            assert batch.positions[0, start:end].tolist() == list(range(length))
+            assert batch.labels[0, start:end].tolist() == labels
+            if weighted:
+                assert batch.weights is not None
+                assert batch.weights[0, start:end].tolist() == [*counts[1:].tolist(), 0]
+        assert (batch.weights is not None) == weighted
+        assert int((batch.labels != IGNORE).sum()) == plan.train.trained[pack]
+        assert weighted or plan.train.weight[pack] == plan.train.trained[pack]
+        assert batch.weights is None or float(batch.weights.sum()) == plan.train.weight[pack]
+
+
+def test_labels_of_weight_0_are_none(weighted_store: TokenStore, tmp_path: Path) -> None:
+    plan = make_plan(weighted_store, PlanSettings(256, "drop", 0.0, 6, 0), tmp_path)
+    for pack in range(len(plan.train)):
+        batch = make_batch(weighted_store, plan.train, np.array([pack]))
+        assert int((batch.labels != IGNORE).sum()) == plan.train.trained[pack]
+        counts = batch.weights if batch.weights is not None else (batch.labels != IGNORE).float()
+        assert float(counts.sum()) == plan.train.weight[pack]
 
 
 def test_no_packs_give_one_token_without_label(store: TokenStore, plan: PackPlan) -> None:

@@ -25,7 +25,7 @@ def train_and_resume(world: World, store: str, plan: str, folder: str) -> dict[s
         mine = packs.micro_batches(number, world.rank, world.size, 1)
         batches = [make_batch(tokens, packs.train, micro_batch) for micro_batch in mine]
         size = packs.size_of_step(number)
-        return world.sum(optimizer_step(engine, batches, size.trained_tokens, 1e-3, world).loss_sum)[0]
+        return world.sum(optimizer_step(engine, batches, size.weight, 1e-3, world).loss_sum)[0]
 
     report = {}
     for stage in (0, 1, 2, 3):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from data_tools.plan import NO_PACK, PackPlan
+from data_tools.plan import NO_PACK, PackPlan, PlanSettings, make_plan
 from data_tools.store import TokenStore
 from sft.world import World
 from tests.ranks import run_ranks
@@ -15,9 +15,10 @@ from tests.ranks import run_ranks
 LEARNING_RATE = 0.1
 
 
-def every_stage(world: World, store: str, plan: str) -> dict[str, Any]:
-    """`gradient_errors` for ZeRO 0 to 3."""
-    return {str(stage): gradient_errors(world, store, plan, stage) for stage in (0, 1, 2, 3)}
+def every_stage(world: World, store: str, plan: str, weighted_store: str, weighted_plan: str) -> dict[str, Any]:
+    """`gradient_errors` for ZeRO 0 to 3, and for ZeRO 2 with labels of different weights."""
+    reports = {str(stage): gradient_errors(world, store, plan, stage) for stage in (0, 1, 2, 3)}
+    return {**reports, "weighted": gradient_errors(world, weighted_store, weighted_plan, 2)}
 
 
 def gradient_errors(world: World, store: str, plan: str, stage: int) -> dict[str, Any]:
@@ -47,12 +48,12 @@ def gradient_errors(world: World, store: str, plan: str, stage: int) -> dict[str
         mine = packs.micro_batches(step, world.rank, world.size, 1)
         batches = [make_batch(tokens, packs.train, micro_batch) for micro_batch in mine]
         size = packs.size_of_step(step)
-        result = optimizer_step(engine, batches, size.trained_tokens, LEARNING_RATE, world)
+        result = optimizer_step(engine, batches, size.weight, LEARNING_RATE, world)
         (loss_sum,) = world.sum(result.loss_sum)
 
         documents = documents_of(packs.train, [int(p) for p in packs.packs_of_step(step) if p != NO_PACK])
         expected = torch.stack([loss_alone(reference, tokens, number) for number in documents]).sum()
-        (expected / size.trained_tokens).backward()
+        (expected / size.weight).backward()
         gradients = {name: parameter.grad for name, parameter in reference.named_parameters()}
         largest = max(float(gradient.abs().max()) for gradient in gradients.values())
         error = abs(loss_sum / expected.item() - 1)
@@ -64,14 +65,19 @@ def gradient_errors(world: World, store: str, plan: str, stage: int) -> dict[str
         report["errors"][str(tied)] = error
         expected_norm = torch.nn.utils.get_total_norm(list(gradients.values()))
         report["norms"][str(tied)] = result.gradient_norm / float(expected_norm)
+        report["weight"], report["trained"] = size.weight, size.trained_tokens
         report["labels"] = [int((batch.labels != IGNORE).sum()) for batch in batches]
     return report
 
 
 @pytest.fixture(scope="module")
-def reports(folders: dict[str, str]) -> list[dict[str, Any]]:
+def reports(
+    folders: dict[str, str], weighted_store: TokenStore, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
     """What both ranks report, by stage; one start of two processes serves all stages."""
-    return run_ranks(2, "tests.sft.test_exactness:every_stage", **folders)
+    weighted_plan = make_plan(weighted_store, PlanSettings(256, "drop", 0.1, 6, 1), tmp_path_factory.mktemp("plan"))
+    weighted = {"weighted_store": str(weighted_store.folder), "weighted_plan": str(weighted_plan.folder)}
+    return run_ranks(2, "tests.sft.test_exactness:every_stage", **folders, **weighted)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -84,3 +90,14 @@ def test_two_ranks_and_three_micro_batches_equal_one_process(stage: int, reports
     for report in of_stage:
         assert max(report["errors"].values()) < 1e-5
         assert all(abs(ratio - 1) < 1e-5 for ratio in report["norms"].values())
+
+
+def test_weights_of_labels_weigh_their_losses_and_gradients(reports: list[dict[str, Any]]) -> None:
+    for report in (report["weighted"] for report in reports):
+        assert report["weight"] != report["trained"], "weights are to differ from 1"
+        assert max(report["errors"].values()) < 1e-5
+        assert all(abs(ratio - 1) < 1e-5 for ratio in report["norms"].values())
+
+
+def test_without_weights_every_label_counts_one(reports: list[dict[str, Any]]) -> None:
+    assert all(report["2"]["weight"] == report["2"]["trained"] for report in reports)

@@ -1,6 +1,7 @@
 """A packed row computes what its documents compute alone: losses, gradients, accuracy, and no document sees another."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def test_loss_and_gradient_are_those_of_the_documents_alone(tied: bool, store: T
     batch = make_batch(store, plan.train, np.array(chosen))
     documents = documents_of(plan.train, chosen)
     assert len(documents) > 3
-    loss, _ = packed(batch.input_ids, batch.labels, batch.positions, batch.borders, batch.longest)
+    loss, _ = packed(*batch.model_inputs)
     expected = torch.stack([loss_alone(alone, store, number) for number in documents]).sum()
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     loss.backward()
@@ -81,10 +82,10 @@ def test_the_head_counts_right_tokens(store: TokenStore, plan: PackPlan) -> None
     batch = make_batch(store, plan.train, np.array(crowded_packs(plan.train, 1)))
     with torch.no_grad():
         logits = packed.logits(batch.input_ids, batch.positions, batch.borders, batch.longest)
-        _, correct = packed(batch.input_ids, batch.labels, batch.positions, batch.borders, batch.longest)
+        _, correct = packed(*batch.model_inputs)
         best = torch.where(batch.labels == IGNORE, IGNORE, logits.argmax(-1))
-        easy = make_easy(batch.labels, best)
-        _, all_correct = packed(batch.input_ids, easy, batch.positions, batch.borders, batch.longest)
+        easy = replace(batch, labels=make_easy(batch.labels, best))
+        _, all_correct = packed(*easy.model_inputs)
     assert int(correct) == int(((best == batch.labels) & (batch.labels != IGNORE)).sum())
     assert int(all_correct) == int((batch.labels != IGNORE).sum()) > 0
 
@@ -94,17 +95,23 @@ def make_easy(labels: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
     return torch.where(labels == IGNORE, labels, best)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("rows", [1, 16, 17, 100])
-def test_the_head_is_cross_entropy_in_any_number_of_chunks(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_head_is_cross_entropy_in_any_number_of_chunks(
+    rows: int, weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(CHUNK_LOGITS, "cpu", 16 * 50)
     torch.manual_seed(rows)
     hidden = torch.randn(rows, 16, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(50, 16, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(0, 50, (rows,))
+    counts = torch.rand(rows) if weighted else torch.ones(rows)
     hidden.data[-1] *= 100  # very sure of itself
-    loss, _ = TrainedTokensLoss.apply(hidden, weight, labels, True)  # type: ignore[no-untyped-call]
+    loss, _ = TrainedTokensLoss.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, labels, counts if weighted else None, True
+    )
     got = torch.autograd.grad(loss * 3, (hidden, weight))
-    expected_loss = torch.nn.functional.cross_entropy(hidden @ weight.t(), labels, reduction="sum")
+    expected_loss = (torch.nn.functional.cross_entropy(hidden @ weight.t(), labels, reduction="none") * counts).sum()
     expected = torch.autograd.grad(expected_loss * 3, (hidden, weight))
     torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-6, atol=0)
     for mine, reference in zip(got, expected, strict=True):
@@ -114,7 +121,7 @@ def test_the_head_is_cross_entropy_in_any_number_of_chunks(rows: int, monkeypatc
 def test_a_row_without_labels_has_loss_zero_and_gradient_zero(store: TokenStore, plan: PackPlan) -> None:
     packed = PackedCausalLM(tiny_llama(tied=False))
     batch = make_batch(store, plan.train, np.array([], dtype=np.int64))
-    loss, correct = packed(batch.input_ids, batch.labels, batch.positions, batch.borders, batch.longest)
+    loss, correct = packed(*batch.model_inputs)
     loss.backward()
     assert (float(loss.detach()), int(correct)) == (0.0, 0)
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in packed.parameters())

@@ -1,0 +1,266 @@
+"""The rows of a unit of work, one by one: memory is bounded by a block and a row, whatever the size of the file."""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, islice
+from typing import Any
+
+import ijson
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_tools.csv_files import csv_data, csv_header, csv_records
+from data_tools.errors import RowError, UserError
+from data_tools.files import (
+    BLANK,
+    BLOCK,
+    BYTE_ORDER_MARK,
+    Format,
+    is_compressed,
+    is_remote,
+    open_stored,
+    open_stream,
+    reading,
+)
+
+Row = dict[str, Any] | RowError
+"""What a file holds at one row: its columns, or why it cannot be read."""
+
+_COLUMNAR_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """Rows `[first_row, first_row + rows)` of one file, which become shard `number`."""
+
+    number: int
+    source: int
+    """Position of the source in the manifest."""
+    file: str
+    format: Format
+    first_row: int
+    rows: int
+    source_row: int
+    """The number that `first_row` has in the whole source."""
+    byte_offset: int
+    """Where `first_row` starts in a JSONL or CSV file that is not compressed; elsewhere nobody asks."""
+
+
+def read_rows(unit: WorkUnit) -> Iterator[Row]:
+    """The rows of a unit, in order; a row that cannot be read comes as the reason why.
+
+    Raises:
+        UserError: the file is broken as a whole, or has changed since it was cut into units.
+    """
+    read = 0
+    with reading(unit.file):
+        for read, row in enumerate(islice(_rows(unit), unit.rows), start=1):  # noqa: B007 -- counts
+            yield row
+    if read < unit.rows:
+        raise UserError(f"data.sources: {unit.file} has changed since it was read first; prepare again")
+
+
+def _rows(unit: WorkUnit) -> Iterator[Row]:
+    """The rows from the unit's first on."""
+    match unit.format:
+        case "jsonl":
+            return _parse_lines(unit)
+        case "csv":
+            return _csv_rows(unit)
+        case "json":
+            return (_checked(row) for row in _from_first_row(unit, array_items(unit.file)))
+        case "parquet":
+            return _parquet_rows(unit)
+        case "arrow":
+            return _arrow_rows(unit)
+
+
+def _parse_lines(unit: WorkUnit) -> Iterator[Row]:
+    """The fast path of the whole preparation: as little as possible happens to a line that is an object."""
+    loads = orjson.loads
+    with _lines(unit) as lines:
+        for line in lines:
+            try:
+                row = loads(line)
+            except orjson.JSONDecodeError:
+                if line.strip(BLANK):
+                    yield _parse_odd_line(line)
+                continue
+            yield row if row.__class__ is dict else _checked(row)
+
+
+@contextmanager
+def _lines(unit: WorkUnit) -> Iterator[Iterator[bytes]]:
+    """The lines from the unit's first row on."""
+    if is_compressed(unit.file):
+        yield _from_first_row(unit, _text_lines(unit.file))
+        return
+    with open_stream(unit.file) as stream:
+        stream.seek(unit.byte_offset)
+        yield stream
+
+
+def _text_lines(file: str) -> Iterator[bytes]:
+    with open_stream(file) as stream:
+        for line in stream:
+            if line.strip(BLANK):
+                yield line
+
+
+def _parse_odd_line(line: bytes) -> Row:
+    """What orjson refuses: rows with half of a surrogate pair or a byte order mark, and everything that is no row."""
+    try:
+        row = json.loads(line.removeprefix(BYTE_ORDER_MARK).decode(), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        return RowError(f"not UTF-8: {error.reason} at byte {error.start}")
+    except json.JSONDecodeError as error:
+        return RowError(f"not JSON: {error}")
+    except RecursionError:
+        return RowError("not JSON: nested too deeply")
+    except RowError as error:
+        return error
+    return _checked(row)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise RowError(f"not JSON: {name} is no number")
+
+
+def _checked(row: Any) -> Row:
+    if isinstance(row, list):
+        return RowError("not a JSON object but an array; a file that is one array of rows must be named .json")
+    return row if isinstance(row, dict) else RowError("not a JSON object")
+
+
+def array_items(file: str) -> Iterator[Any]:
+    """The items of a JSON array, parsed one at a time."""
+    with open_stream(file) as stream:
+        if stream.peek(3).startswith(BYTE_ORDER_MARK):
+            stream.read(3)
+        yield from ijson.get_backend("yajl2_c").items(stream, "item", use_float=True, buf_size=BLOCK)
+
+
+@dataclass
+class _Sequence:
+    """A file that cannot be entered at any row, and how far it was read."""
+
+    file: str
+    row: int
+    items: Iterator[Any]
+
+
+_kept: _Sequence | None = None
+"""Where the last unit of such a file ended: the next one of this process need not begin at the start again."""
+
+
+def _from_first_row(unit: WorkUnit, items: Iterator[Any], start: int = 0) -> Iterator[Any]:
+    """The items of a file from the unit's first row on, going on where this process stopped if that is nearer.
+
+    Args:
+        unit: the unit.
+        items: of the file, from row `start` on.
+        start: 0 where a file can only be read from its start.
+    """
+    global _kept
+    sequence, _kept = _kept, None
+    if sequence is None or sequence.file != unit.file or not start <= sequence.row <= unit.first_row:
+        sequence = _Sequence(unit.file, start, items)
+    for _ in islice(sequence.items, unit.first_row - sequence.row):
+        sequence.row += 1
+    try:
+        for item in sequence.items:
+            sequence.row += 1
+            yield item
+    except GeneratorExit:
+        _kept = sequence
+        raise
+
+
+def _csv_rows(unit: WorkUnit) -> Iterator[Row]:
+    header = csv_header(unit.file)
+    if header is None:
+        return
+    for record in _csv_unit_records(unit):
+        if isinstance(record, RowError):
+            yield record
+        elif len(record) > len(header):
+            yield RowError("more fields than columns")
+        else:
+            yield dict.fromkeys(header) | dict(zip(header, record, strict=False))
+
+
+def _csv_unit_records(unit: WorkUnit) -> Iterator[list[str] | RowError]:
+    if is_compressed(unit.file):
+        yield from _from_first_row(unit, csv_data(unit.file))
+        return
+    with open_stream(unit.file) as stream:
+        stream.seek(unit.byte_offset)
+        yield from (record for _, record in csv_records(stream, unit.byte_offset))
+
+
+@contextmanager
+def open_parquet(file: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file whose pages are read when they are needed, not a row group at once."""
+    with (
+        open_stored(file) as stored,
+        pq.ParquetFile(stored if is_remote(file) else file, pre_buffer=False, buffer_size=BLOCK) as parquet,
+    ):
+        yield parquet
+
+
+def _parquet_rows(unit: WorkUnit) -> Iterator[Row]:
+    """From the row group on in which the unit starts."""
+    with open_parquet(unit.file) as parquet:
+        group_rows = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
+    starts = list(accumulate(group_rows, initial=0))
+    group = bisect_right(starts, unit.first_row) - 1
+    for rows, place in _from_first_row(unit, _parquet_places(unit.file, group), starts[group]):
+        yield rows.values[place]
+
+
+class _Rows:
+    """Rows of a batch that become Python objects when the first is asked for: those that are skipped never do."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.batch = batch
+
+    @cached_property
+    def values(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self.batch.to_pylist()
+        return rows
+
+
+def _parquet_places(file: str, group: int) -> Iterator[tuple[_Rows, int]]:
+    """Every row from a row group on, as its batch and its place there."""
+    with open_parquet(file) as parquet:
+        groups = list(range(group, parquet.num_row_groups))
+        for batch in parquet.iter_batches(_COLUMNAR_ROWS, groups, use_threads=False):
+            rows = _Rows(batch)
+            for place in range(batch.num_rows):
+                yield rows, place
+
+
+def arrow_batches(file: str) -> Iterator[pa.RecordBatch]:
+    """The record batches of an IPC file, or of the stream that `datasets` writes; local files are mapped."""
+    with open_stored(file) as stored:
+        source = pa.PythonFile(stored) if is_remote(file) else pa.memory_map(file)
+        if stored.read(6) != b"ARROW1":
+            stored.seek(0)
+            yield from pa.ipc.open_stream(source)
+            return
+        stored.seek(0)
+        reader = pa.ipc.open_file(source)
+        yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+
+
+def _arrow_rows(unit: WorkUnit) -> Iterator[Row]:
+    skip = unit.first_row
+    for batch in arrow_batches(unit.file):
+        for start in range(skip, batch.num_rows, _COLUMNAR_ROWS):
+            yield from batch.slice(start, _COLUMNAR_ROWS).to_pylist()
+        skip = max(0, skip - batch.num_rows)

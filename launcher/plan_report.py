@@ -1,0 +1,116 @@
+"""What `shardtune plan` shows: how long documents are, what is taken of every source, and what training will see."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from data_tools.plan import PackPlan
+from data_tools.store import TokenStore
+
+_REASONS = {
+    "validation": "held out",
+    "too_long": "too long",
+    "no_labels": "no labels left",
+    "duplicate": "duplicate",
+    "not_taken": "not taken",
+}
+
+
+def show_lengths(report: dict[str, Any], max_length: int, console: Console) -> None:
+    """A table of limits, with the configured one marked."""
+    shares = {"100": "longest", "50": "half have at most"}
+    said = [
+        f"{shares.get(share, f'{share} % at most')} {tokens:,}"
+        for share, tokens in sorted(report["percentiles"].items(), key=lambda item: int(item[0]))
+    ]
+    console.print(f"{report['documents']:,} documents of {report['tokens']:,} tokens: {', '.join(said)}")
+    table = Table(box=None)
+    for column in ("max_length", "longer", "tokens in the others", "tokens if cut"):
+        table.add_column(column, justify="right")
+    for limit, facts in report["limits"].items():
+        if int(limit) > 2 * report["percentiles"]["100"] and int(limit) != max_length:
+            continue
+        table.add_row(
+            f"{int(limit):,}",
+            f"{facts['longer']:,}",
+            f"{facts['tokens_fit']:.1%}",
+            f"{facts['tokens_kept']:.1%}",
+            style="bold" if int(limit) == max_length else None,
+        )
+    console.print(table)
+
+
+def show_sources(sources: list[dict[str, Any]], console: Console) -> None:
+    """A table of sources: what is taken, and what is not and why."""
+    reasons = [reason for reason in _REASONS if any(source[reason] for source in sources)]
+    table = Table(box=None)
+    table.add_column("source", overflow="fold")
+    for column in ("documents", "taken", "tokens", *(_REASONS[reason] for reason in reasons)):
+        table.add_column(column, justify="right")
+    keys = ("documents", "taken_documents", "taken_tokens", *reasons)
+    for source in sources:
+        style = None if source["taken_documents"] else "yellow"
+        table.add_row(escape(source["name"]), *(f"{source[key]:,}" for key in keys), style=style)
+    if len(sources) > 1:
+        table.add_row("all", *(f"{sum(source[key] for source in sources):,}" for key in keys), style="bold")
+    console.print(table)
+
+
+def plan_facts(plan: PackPlan, store: TokenStore, ranks: int, packs_per_micro_batch: int) -> dict[str, Any]:
+    """What a plan comes to, for people and for `--json`."""
+    sources = plan.facts["sources"]
+    tokens, trained = int(plan.train.tokens.sum()), int(plan.train.trained.sum())
+    return {
+        "plan": str(plan.folder),
+        "packs": len(plan.train),
+        "validation_packs": len(plan.validation),
+        "fill": round(plan.fill, 5),
+        "steps_per_epoch": plan.steps_per_epoch,
+        "imbalance": round(plan.imbalance(ranks, packs_per_micro_batch), 5),
+        "imbalance_complete_steps": round(plan.imbalance(ranks, packs_per_micro_batch, complete_steps=True), 5),
+        "too_long": plan.facts["too_long"],
+        "documents": sum(source["taken_documents"] for source in sources),
+        "tokens": tokens,
+        "trained_tokens": trained,
+        "trained_share": round(trained / tokens, 5),
+        "left_out": {reason: sum(source[reason] for source in sources) for reason in _REASONS},
+        "pieces_without_labels": plan.facts["pieces_without_labels"],
+        "sources": sources,
+        "lengths": plan.facts["lengths"],
+        "attention_cost": plan.settings.attention_cost,
+        "store_bytes": _bytes(store.folder),
+        "plan_bytes": _bytes(plan.folder),
+    }
+
+
+def show_plan(facts: dict[str, Any], plan: PackPlan, ranks: int, console: Console) -> None:
+    """Packs, steps, balance and sizes."""
+    settings = plan.settings
+    show_sources(facts["sources"], console)
+    console.print(
+        f"[green]planned[/] {facts['packs']:,} packs of {settings.max_length:,} tokens, {plan.fill:.1%} full, "
+        f"{facts['steps_per_epoch']:,} steps an epoch; {facts['trained_share']:.1%} of the tokens are trained"
+    )
+    console.print(
+        f"work is {facts['imbalance_complete_steps']:.1%} uneven over {ranks} ranks, "
+        f"{facts['imbalance']:.1%} with the last step of the epoch, which may have fewer packs; "
+        f"on disk: tokens {_megabytes(facts['store_bytes'])}, plan {_megabytes(facts['plan_bytes'])}"
+    )
+    if longer := facts["too_long"]:
+        done = {"drop": "are left out", "truncate": "are truncated", "split": "are split"}[settings.too_long]
+        console.print(
+            f"[yellow]{longer:,} documents have more than data.max_length={settings.max_length} tokens[/] and {done}"
+        )
+    if facts["pieces_without_labels"]:
+        console.print(f"[yellow]{facts['pieces_without_labels']:,} pieces without labels[/] are left out")
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,115 @@
+"""`kill -9` of actors, drivers and nodes at any moment: the finished store has the bytes of an undisturbed one."""
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data_tools.config import DataConfig
+from data_tools.documents import UnitRecord
+from data_tools.prepare import prepare
+from data_tools.store import TokenStore
+from tests.conftest import chats, write_jsonl
+from tests.data_tools.test_prepare import content
+
+UNITS = 40
+
+
+@pytest.fixture(scope="module")
+def many_units(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    file = write_jsonl(tmp_path_factory.mktemp("faults") / "chats.jsonl", chats(UNITS * 50))
+    values = {"sources": [{"path": str(file)}], "tokenizer": {"vocab_size": 400}, "rows_per_shard": 50, "actors": 0}
+    return DataConfig.model_validate(values)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(many_units: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    return prepare(many_units, tmp_path_factory.mktemp("undisturbed"))
+
+
+def test_drivers_killed_at_random_moments(many_units: DataConfig, undisturbed: TokenStore, tmp_path: Path) -> None:
+    """Forked drivers, so that each is at work at once; the moments spread over a whole preparation."""
+    fork = multiprocessing.get_context("fork")
+    started = time.perf_counter()
+    prepare(many_units, tmp_path / "first")
+    whole = time.perf_counter() - started
+    moments = random.Random(0)
+    killed = 0
+    for attempt in range(14):
+        driver = fork.Process(target=prepare, args=(many_units, tmp_path / f"{attempt // 7}"))
+        driver.start()
+        driver.join(whole * (0.05 + 0.3 * moments.random()))
+        killed += driver.exitcode is None
+        driver.kill()
+        driver.join()
+    assert killed >= 10, "the others were finished before they could be killed"
+    for store in ("0", "1"):
+        prepare(many_units, tmp_path / store)
+        assert content(tmp_path / store) == content(undisturbed.folder)
+
+
+def workers() -> Iterator[int]:
+    """The process ids of this machine's `DocumentMaker` actors that this test's driver started."""
+    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    for line in listed.splitlines():
+        if "ray::DocumentMaker" in line and _descends_from_here(int(line.split()[0])):
+            yield int(line.split()[0])
+
+
+def _descends_from_here(pid: int) -> bool:
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+    return False
+
+
+@pytest.mark.slow
+def test_actors_and_a_node_killed_while_smoltalk2_is_prepared(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nodes of a real Ray cluster, six actors killed at random moments, then one of the nodes."""
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    from ray.cluster_utils import Cluster
+
+    smoltalk = DataConfig.model_validate(
+        {
+            "sources": [{"path": str(real_data / "smoltalk2_mini"), "config": "SFT", "split": "all"}],
+            "tokenizer": str(real_data / "tokenizers" / "smollm3"),
+            "rows_per_shard": 50,
+            "actors": 0,
+        }
+    )
+    alone = prepare(smoltalk, tmp_path / "alone")
+    units = len(alone.manifest["shards"])
+    moments = random.Random(1)
+    kills = sorted(moments.sample(range(4, units - 20), 6))
+    killed, seen = [], []
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        second = cluster.add_node(num_cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+
+        def on_unit(record: UnitRecord, rows: int) -> None:
+            seen.append(record.unit)
+            if kills and len(seen) >= kills[0] and (at_work := list(workers())):
+                killed.append(moments.choice(at_work))
+                os.kill(killed[-1], signal.SIGKILL)
+                kills.pop(0)
+            if len(seen) == units - 10:
+                cluster.remove_node(second, allow_graceful=False)
+
+        prepare(smoltalk.model_copy(update={"actors": 2}), tmp_path / "tokens", on_unit)
+    finally:
+        cluster.shutdown()
+    assert len(killed) == 6
+    assert content(tmp_path / "tokens") == content(tmp_path / "alone")

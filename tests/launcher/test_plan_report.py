@@ -1,0 +1,64 @@
+"""`shardtune plan` says what training will see, and fails when that is not what was asked for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_tools.store import TokenStore
+from launcher.cli import main
+
+
+@pytest.fixture
+def plan(recipe: Path, store: TokenStore, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the command in this process: exit code, facts and what people see."""
+
+    def run(*overrides: str) -> tuple[int, dict[str, Any], str]:
+        code = main(["plan", str(recipe), f"data.store={store.folder}", *overrides, "--ranks", "2", "--json"])
+        out, err = capsys.readouterr()
+        return code, json.loads(out) if out else {}, err
+
+    return run
+
+
+def test_facts_and_tables_tell_the_same(plan: Any, store: TokenStore) -> None:
+    code, facts, shown = plan("data.sources.0.weight=0.5")
+    assert code == 0
+    (source,) = facts["sources"]
+    assert source["documents"] == len(store)
+    assert facts["documents"] == source["taken_documents"] == (len(store) - source["validation"]) // 2
+    assert source["taken_tokens"] == facts["tokens"]
+    assert (
+        facts["left_out"]["not_taken"] == source["not_taken"] == len(store) - source["validation"] - facts["documents"]
+    )
+    assert facts["lengths"]["tokens"] == store.index["length"].sum()
+    assert 0 < facts["trained_share"] == round(facts["trained_tokens"] / facts["tokens"], 5) < 1
+    assert 0 <= facts["imbalance_complete_steps"] < 1 > facts["imbalance"] > 0
+    assert facts["store_bytes"] > 0 < facts["plan_bytes"]
+    assert shown.index("half have at most") < shown.index("chats") < shown.index("planned")
+    for number in (facts["documents"], facts["tokens"], source["not_taken"], facts["packs"]):
+        assert f"{number:,}" in shown
+    assert {"plan", "packs", "validation_packs", "fill", "steps_per_epoch", "imbalance", "too_long"} <= set(facts)
+
+
+def test_the_attention_cost_is_that_of_the_model(plan: Any) -> None:
+    _, facts, _ = plan()
+    layers, width, parameters = 2, 32, 400 * 32 + 2 * (3 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32
+    assert facts["attention_cost"] == pytest.approx(layers * width / parameters)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.too_long=error", "documents have more than data.max_length=128"),
+        ("data.sources.0.weight=0.0001", "no document is left to train on"),
+        ("data.validation.count=1000", "leaves nothing to train on"),
+    ],
+)
+def test_a_plan_that_is_not_what_was_asked_for_fails(plan: Any, override: str, message: str) -> None:
+    code, facts, shown = plan("data.max_length=128", override)
+    assert code == 1
+    assert not facts
+    assert message in shown
+    assert "half have at most" in shown, "the lengths come first, so that a limit can be chosen"
