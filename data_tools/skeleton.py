@@ -23,7 +23,7 @@ from data_tools.template import JinjaTemplate
 
 _SPACE = "\u2003"  # white space that no template writes: it shows whether contents are stripped
 _BEFORE, _AFTER = "\n" * 32, "\n" * 1024  # likewise for line breaks, also between two contents that touch
-_SLOT = re.compile(rf"(\n*)({_SPACE}?)shardtune-slot-(\d+)-({_SPACE}?)(?=(\n*))")
+_SLOT = re.compile(rf"({_SPACE}?)shardtune-slot-(\d+)-({_SPACE}?)")
 _PASSES_FOR_SLOT = re.compile(f"{_SPACE}|{_BEFORE}|shardtune-slot-")
 _MOST = 4096
 
@@ -42,21 +42,23 @@ class _Slot:
 
     @classmethod
     def found(cls, match: re.Match[str]) -> "_Slot":
-        start, end = match.end(1), match.start(5)
+        start, end = match.span()
+        before = match.string[max(0, start - 2 * len(_AFTER)) : start]
+        after = match.string[end : end + len(_AFTER)]
         strips: list[Callable[[str], str]] = []
-        if not match[2]:
+        if not match[1]:
             strips.append(str.lstrip)
-        elif len(match[1]) % len(_AFTER) < len(_BEFORE):
+        elif (len(before) - len(before.rstrip("\n"))) % len(_AFTER) < len(_BEFORE):
             strips.append(lambda content: content.lstrip("\n"))
         else:
             start -= len(_BEFORE)
-        if not match[4]:
+        if not match[3]:
             strips.append(str.rstrip)
-        elif len(match[5]) < len(_AFTER):
+        elif after != _AFTER:
             strips.append(lambda content: content.rstrip("\n"))
         else:
             end += len(_AFTER)
-        return cls(int(match[3]), start, end, tuple(strips))
+        return cls(int(match[2]), start, end, tuple(strips))
 
     def strip(self, content: str) -> str:
         for strip in self.strips:
