@@ -49,6 +49,8 @@ def _settings(part: Any) -> dict[str, Any]:
 
 def load_gigatoken(backend: Tokenizer) -> gigatoken.Tokenizer | None:
     """gigatoken for the same tokenizer; None where it does not know this kind."""
+    if any(token.single_word for token in backend.get_added_tokens_decoder().values()):
+        return None  # gigatoken finds such tokens inside words too
     return _load_gigatoken(backend.to_str())
 
 

@@ -1,7 +1,5 @@
 """Conversation → text and the spans of it that the model learns, side by side so that they cannot drift."""
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -11,13 +9,11 @@ from data_tools.chat_text import ByteSpan, FilledChat, RenderedChat
 from data_tools.config import DataConfig
 from data_tools.errors import RowError, UserError
 from data_tools.formats import Conversation
+from data_tools.literals import ControlTokens, without_marks
 from data_tools.messages import Message
 from data_tools.skeleton import Skeletons
 from data_tools.template import CharSpan, JinjaTemplate
 from data_tools.turns import RewriteError, TurnFinder, check_tools
-
-_OPEN, _CLOSE = "\ufdd0", "\ufdd1"  # Unicode's noncharacters: never in exchanged text
-_MARKED = re.compile(f"{_OPEN}(.*?){_CLOSE}|[{_OPEN}{_CLOSE}]", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -63,8 +59,8 @@ class ChatTemplate:
         self._finder = TurnFinder(
             self.template, learning.train_headers, learning.train_end_of_turn, tuple(sorted(ends))
         )
-        self._control = re.compile("|".join(re.escape(token) for token in sorted(control_tokens, reverse=True)))
-        self._guards = bool(control_tokens) and learning.control_tokens != "keep"
+        guards = bool(control_tokens) and learning.control_tokens != "keep"
+        self._control = ControlTokens(control_tokens) if guards else None
         self._skeletons = Skeletons(self.template, self._render_whole)
 
     def render(self, conversation: Conversation) -> list[RenderedChat]:
@@ -83,7 +79,7 @@ class ChatTemplate:
 
     def render_with_jinja(self, conversation: Conversation) -> list[RenderedChat]:
         """What `render` gives, the slow and general way."""
-        conversation = self._guarded(conversation) if self._guards else conversation
+        conversation = self._guarded(conversation)
         try:
             return [self._render_whole(conversation)]
         except RewriteError as error:
@@ -115,7 +111,7 @@ class ChatTemplate:
         """
         if self.learning.train_on == "all":
             return False
-        conversation = self._guarded(conversation) if self._guards else conversation
+        conversation = self._guarded(conversation)
         try:
             text, turns = self._finder.find(conversation, list(self._wanted(conversation)))
             asked = [
@@ -135,7 +131,7 @@ class ChatTemplate:
         if conversation.parts is None:
             return None
         roles, contents = conversation.parts
-        if self._guards and any(self._control.search(content) for content in contents):
+        if self._control and self._control.are_in([contents, conversation.tools, conversation.template_arguments]):
             return None
         if not all(content.isascii() or is_unicode(content) for content in contents):
             raise RowError(_NO_UNICODE)
@@ -153,15 +149,21 @@ class ChatTemplate:
             spans = [turn.span for turn in turns]
             weights = [1.0 if turn.message is None else wanted[turn.message] for turn in turns]
         check_tools(self.template, conversation, text)
-        return _in_bytes(text, spans, None if weights is None or set(weights) <= {1.0} else weights)
+        return self._document(text, spans, None if weights is None or set(weights) <= {1.0} else weights)
 
     def _render_last(self, conversation: Conversation, number: int, weight: float) -> RenderedChat:
         """The conversation up to one turn, and that turn learnt."""
         cut = replace(conversation, messages=conversation.messages[: number + 1])
         text, turns = self._finder.find(cut, [number])
         check_tools(self.template, cut, text)
-        chat = _in_bytes(text, [turn.span for turn in turns], None if weight == 1 else [weight] * len(turns))
+        chat = self._document(text, [turn.span for turn in turns], None if weight == 1 else [weight] * len(turns))
         return replace(chat, rewritten=True)
+
+    def _document(self, text: str, spans: list[CharSpan], weights: list[float] | None) -> RenderedChat:
+        if self._control is None or self.learning.control_tokens == "reject":
+            return _in_bytes(text, spans, weights)
+        text, spans, literals = without_marks(text, spans)
+        return _in_bytes(text, spans, weights, literals)
 
     def _wanted(self, conversation: Conversation) -> dict[int, float]:
         """The messages that are learnt, and how much."""
@@ -185,34 +187,22 @@ class ChatTemplate:
         Raises:
             RowError: there is one, and `control_tokens` is `reject`.
         """
-        said = [conversation.messages, conversation.tools, conversation.template_arguments]
-        strings = json.dumps(said, ensure_ascii=False)
-        if _OPEN in strings or _CLOSE in strings:
-            raise RowError("the text has one of Unicode's noncharacters U+FDD0 and U+FDD1, which stand for nothing")
-        if self.learning.control_tokens == "reject":
-            if found := self._control.search(strings):
-                raise RowError(f"the text has the control token {found[0]!r}, and data.control_tokens is reject")
+        if self._control is None:
             return conversation
+        if self.learning.control_tokens == "reject":
+            self._control.refuse([conversation.messages, conversation.tools, conversation.template_arguments])
+            return conversation
+        marked = self._control.marked
         return replace(
             conversation,
             messages=[
-                {key: value if key == "role" else self._marked(value) for key, value in message.items()}
+                {key: value if key == "role" else marked(value) for key, value in message.items()}
                 for message in conversation.messages
             ],
-            tools=self._marked(conversation.tools),
-            template_arguments=self._marked(conversation.template_arguments),
+            tools=marked(conversation.tools),
+            template_arguments={key: marked(value) for key, value in conversation.template_arguments.items()},
+            parts=None,
         )
-
-    def _marked(self, value: Any) -> Any:
-        match value:
-            case str():
-                return self._control.sub(lambda match: f"{_OPEN}{match[0]}{_CLOSE}", value)
-            case dict():
-                return {key: self._marked(item) for key, item in value.items()}
-            case list():
-                return [self._marked(item) for item in value]
-            case _:
-                return value
 
 
 def is_unicode(text: str) -> bool:
@@ -227,11 +217,10 @@ def is_unicode(text: str) -> bool:
 _NO_UNICODE = "a message has half of a surrogate pair, which is no Unicode text"
 
 
-def _in_bytes(text: str, spans: list[CharSpan], weights: list[float] | None) -> RenderedChat:
-    """Characters → UTF-8 bytes; marks of literal control tokens are taken out."""
-    literals: list[CharSpan] = []
-    if _OPEN in text or _CLOSE in text:
-        text, spans, literals = _without_marks(text, spans)
+def _in_bytes(
+    text: str, spans: list[CharSpan], weights: list[float] | None, literals: Sequence[CharSpan] = ()
+) -> RenderedChat:
+    """Characters → UTF-8 bytes."""
     try:
         encoded = text.encode()
     except UnicodeEncodeError:
@@ -250,29 +239,6 @@ def _byte_spans(text: str, spans: Sequence[CharSpan]) -> list[ByteSpan]:
         position = border
         borders.append(byte)
     return list(zip(borders[::2], borders[1::2], strict=True))
-
-
-def _without_marks(text: str, spans: list[CharSpan]) -> tuple[str, list[CharSpan], list[CharSpan]]:
-    pieces: list[str] = []
-    literals: list[CharSpan] = []
-    removed: list[tuple[int, int]] = []  # (position in the marked text, characters taken out up to there)
-    position = out = 0
-    for match in _MARKED.finditer(text):
-        pieces += [text[position : match.start()], match[1] or ""]
-        out += 1
-        removed.append((match.start(), out))
-        start = match.start() - out + 1
-        literals.append((start, start + len(match[1] or "")))
-        if match[1] is not None:
-            out += 1
-            removed.append((match.end() - 1, out))
-        position = match.end()
-    pieces.append(text[position:])
-
-    def moved(border: int) -> int:
-        return border - max((count for place, count in removed if place < border), default=0)
-
-    return "".join(pieces), [(moved(start), moved(end)) for start, end in spans], literals
 
 
 def _merge_touching(spans: list[CharSpan], weights: list[float] | None) -> tuple[list[CharSpan], list[float] | None]:

@@ -28,8 +28,15 @@ def compose_columns(row: dict[str, Any], columns: dict[str, str]) -> dict[str, A
         RowError: the row lacks one of the columns.
     """
     fields = {name: _value(row, template) for name, template in columns.items()}
-    turns = [{"role": role, "content": str(fields[role])} for role in _TURNS if role in fields]
+    turns = [{"role": role, "content": _text(fields[role], columns[role])} for role in _TURNS if role in fields]
     return {**row, **fields, "messages": turns} if turns else {**row, **fields}
+
+
+def _text(value: Any, column: str) -> str:
+    """Numbers and texts become text; nothing else says what it is to be."""
+    if not isinstance(value, str | int | float):
+        raise RowError(f"column {column!r} is {'missing' if value is None else type(value).__name__}, not text")
+    return str(value)
 
 
 def _value(row: dict[str, Any], template: str) -> Any:
@@ -38,13 +45,17 @@ def _value(row: dict[str, Any], template: str) -> Any:
             raise RowError(f"there is no column {template!r}; the columns are {', '.join(sorted(row))}")
         return row[template]
     parts = []
-    for literal, name, form, conversion in string.Formatter().parse(template):
+    try:
+        fields = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise RowError(f"the composition {template!r} is not valid: {error}; write {{{{ and }}}} for braces") from None
+    for literal, name, form, conversion in fields:
         parts.append(literal)
         if name is None:
             continue
         if form or conversion or row.get(name) is None:
             raise RowError(f"there is nothing in column {name!r}, which {template!r} needs")
-        parts.append(str(row[name]))
+        parts.append(_text(row[name], name))
     return "".join(parts)
 
 
@@ -59,16 +70,18 @@ def load_function(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         function: Callable[[dict[str, Any]], Any] = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the user's own module: importing it may raise anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(
-            f"data.sources: cannot load the function {name!r}: {error}; write it as module:function"
+            f"data.sources: cannot load the function {name!r}: {reason}; write it as module:function"
         ) from None
 
     def checked(row: dict[str, Any]) -> dict[str, Any]:
         try:
             made = function(row)
         except Exception as error:  # the user's own code: whatever it raises, this row is the one it refuses
-            raise RowError(f"{name} refuses the row: {type(error).__name__}: {error}") from None
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise RowError(f"{name} refuses the row: {reason}") from None
         if not isinstance(made, dict):
             raise RowError(f"{name} returned {type(made).__name__}, not a row")
         return made

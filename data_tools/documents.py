@@ -104,8 +104,8 @@ class DocumentMaker:
             making.learning,
             control_tokens(tokenizer),
         )
+        self._frame = PlainTextFrame(tokenizer)  # before the encoder, which tells the tokenizer to add nothing
         self._encoder = Encoder(tokenizer, making.engine)
-        self._frame = PlainTextFrame(tokenizer)
         self._readers = [RowReader(source) for source in making.sources]
         self._vocab_size = vocabulary_size(tokenizer)
         self._schema = shard_schema(self._vocab_size)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from data_tools.backends import load_gigatoken, plain_backend, token_lengths
-from data_tools.chat_text import ByteSpan, FilledChat, RenderedChat
+from data_tools.chat_text import FilledChat, RenderedChat
 from data_tools.formats import Tokens
 from data_tools.masks import Masks, label_counts, mask_runs, token_borders
 
@@ -143,13 +143,15 @@ class Encoder:
         edges = [0, *(edge for literal in item.literals for edge in literal), len(item.text)]
         ids: list[int] = []
         places: list[tuple[int, int]] = []
+        before = 0  # characters of the pieces before
         for number, (start, end) in enumerate(pairwise(edges)):  # odd pieces are text that looks like control tokens
             if item.literals:
                 self._backend.encode_special_tokens = bool(number % 2)  # as any other text
-            encoding = self._backend.encode(item.text[start:end].decode(), add_special_tokens=False)
-            before = len(item.text[:start].decode())
+            piece = item.text[start:end].decode()
+            encoding = self._backend.encode(piece, add_special_tokens=False)
             ids += encoding.ids
             places += [(first + before, last + before) for first, last in encoding.offsets]
+            before += len(piece)
         if item.literals:
             self._backend.encode_special_tokens = False
         offsets = np.array(places, np.int64).reshape(-1, 2)
@@ -204,10 +206,11 @@ class _Batch:
 
 def _in_characters(text: str, item: RenderedChat) -> NDArray[np.int64]:
     """Spans of bytes → [spans, 2] of characters."""
-    spans: list[ByteSpan] = item.spans
-    if len(text) != len(item.text):
-        spans = [(len(item.text[:start].decode()), len(item.text[:end].decode())) for start, end in spans]
-    return np.array(spans, np.int64).reshape(-1, 2)
+    borders = np.array(item.spans, np.int64).reshape(-1, 2)
+    if len(text) == len(item.text):
+        return borders
+    starts_character = (np.frombuffer(item.text, np.uint8) & 0xC0) != 0x80
+    return np.concatenate([[0], np.cumsum(starts_character)])[borders]
 
 
 def _every_run(weights: list[list[float] | None], masks: Masks) -> NDArray[np.float32] | None:

@@ -16,6 +16,8 @@ from jinja2 import nodes
 Kinds = frozenset[str]
 NOTHING: Kinds = frozenset()
 LIST, MESSAGE, CONTENT = frozenset({"list"}), frozenset({"message"}), frozenset({"content"})
+NAMESPACE, LOOP = frozenset({"namespace"}), frozenset({"loop"})
+"""What holds any of them: only its attributes may be asked for, by their names."""
 
 _TYPE_TESTS = {"string", "defined", "undefined", "none", "mapping", "iterable", "sequence", "number", "boolean"}
 _STRIPS = {"strip", "lstrip", "rstrip"}
@@ -29,7 +31,8 @@ class _Unknown(Exception):
 
 def contents_only_flow_out(template: nodes.Template) -> bool:
     """Whether the proof holds, for conversations whose contents are texts that are not blank."""
-    flow = _Flow()
+    stored = {name.name for name in template.find_all(nodes.Name) if name.ctx != "load"}
+    flow = _Flow(head_is_told="messages" not in stored)
     try:
         before = None
         while before != flow.names:
@@ -43,8 +46,10 @@ def contents_only_flow_out(template: nodes.Template) -> bool:
 class _Flow:
     """What is known of names; grows until nothing changes."""
 
-    def __init__(self) -> None:
-        self.names: dict[str, Kinds] = defaultdict(lambda: NOTHING, messages=LIST)
+    def __init__(self, head_is_told: bool) -> None:
+        """Start with what a template is given; `head_is_told`: whether `messages` always begins at the head."""
+        self.names: dict[str, Kinds] = defaultdict(lambda: NOTHING, messages=LIST, loop=LOOP)
+        self._head_is_told = head_is_told
         self._head_is_system = False
 
     def statements(self, body: Iterable[nodes.Node]) -> None:
@@ -59,14 +64,18 @@ class _Flow:
                         raise _Unknown
             case nodes.If():
                 self._decides(node.test)
-                outside, self._head_is_system = self._head_is_system, self._head_is_system or _asks_head(node.test)
+                outside, self._head_is_system = self._head_is_system, self._head_is_system or self._asks_head(node.test)
                 self.statements(node.body)
                 self._head_is_system = outside
                 self.statements([*node.elif_, *node.else_])
             case nodes.For():
                 self._loop(node)
-            case nodes.Assign(target=nodes.Name() | nodes.NSRef() as target):
-                self._learn(_name(target), self._kinds(node.node))
+            case nodes.Assign(target=nodes.Name(name=name)):
+                self._learn(name, self._kinds(node.node))
+            case nodes.Assign(target=nodes.NSRef(name=name, attr=attribute)):
+                kinds = self._kinds(node.node)
+                self._learn(f"{name}.{attribute}", kinds)
+                self.names[name] = self.names[name] | (NAMESPACE if kinds else NOTHING)
             case nodes.Assign():
                 self._needs_nothing(node.node)
             case nodes.CallBlock(call=nodes.Call(node=nodes.ExtensionAttribute())):
@@ -91,12 +100,15 @@ class _Flow:
         self.statements([*node.body, *node.else_])
 
     def _learn(self, name: str, kinds: Kinds) -> None:
+        """A namespace and `loop` have no second name, under which contents could pass unseen."""
+        if kinds & (NAMESPACE | LOOP) or name == "loop":
+            raise _Unknown
         self.names[name] = self.names[name] | kinds
 
     def _needs_nothing(self, node: nodes.Node) -> None:
         """A part of the template that must not see anything of contents."""
         for name in node.find_all(nodes.Name):
-            if self.names[name.name] or name.name == "loop":
+            if self.names[name.name]:
                 raise _Unknown
 
     def _decides(self, test: nodes.Node) -> None:
@@ -149,22 +161,25 @@ class _Flow:
         return kinds
 
     def _member(self, node: nodes.Getitem | nodes.Getattr) -> Kinds:
-        if isinstance(node.node, nodes.Name) and node.node.name == "loop":
-            return MESSAGE if _key(node) in ("previtem", "nextitem") else NOTHING
-        if isinstance(node.node, nodes.Name) and f"{node.node.name}.{_key(node)}" in self.names:
-            return self.names[f"{node.node.name}.{_key(node)}"]  # an attribute of a namespace
-        base = self._kinds(node.node)
+        if isinstance(node, nodes.Getitem) and self._kinds(node.arg):
+            raise _Unknown
+        owner = node.node.name if isinstance(node.node, nodes.Name) else None
+        base, key = self._kinds(node.node), _key(node)
         if base == LIST and isinstance(node, nodes.Getitem):
             if isinstance(node.arg, nodes.Slice):
                 return LIST
-            if self._kinds(node.arg):
-                raise _Unknown
-            return NOTHING if self._head_is_system and _key(node) == 0 else MESSAGE
-        if base == MESSAGE and isinstance(_key(node), str):
-            return CONTENT if _key(node) == "content" else NOTHING
-        if base:
+            return NOTHING if self._head_is_system and owner == "messages" and key == 0 else MESSAGE
+        if not base:
+            return self.names[f"{owner}.{key}"] if owner else NOTHING
+        if not isinstance(key, str):
             raise _Unknown
-        return NOTHING
+        if base == NAMESPACE and owner:
+            return self.names[f"{owner}.{key}"]
+        if base == LOOP and owner:
+            return MESSAGE if key in ("previtem", "nextitem") else NOTHING
+        if base == MESSAGE and not hasattr(dict, key):
+            return CONTENT if key == "content" else NOTHING
+        raise _Unknown
 
     def _filter(self, node: nodes.Filter) -> Kinds:
         if node.node is None:
@@ -207,34 +222,31 @@ class _Flow:
     def _test(self, node: nodes.Test) -> Kinds:
         if self._kinds(node.node) and node.name not in _TYPE_TESTS:
             raise _Unknown
+        if any(self._kinds(argument) for argument in [*node.args, *(pair.value for pair in node.kwargs)]):
+            raise _Unknown
         return NOTHING
 
-
-def _asks_head(test: nodes.Node) -> bool:
-    """Whether a condition holds only where the first message is a system message."""
-    match test:
-        case nodes.And():
-            return _asks_head(test.left) or _asks_head(test.right)
-        case nodes.Compare(
-            expr=nodes.Getattr() | nodes.Getitem() as role,
-            ops=[nodes.Operand(op="eq", expr=nodes.Const(value="system"))],
-        ):
-            head = role.node
-            return (
-                _key(role) == "role"
-                and isinstance(head, nodes.Getitem)
-                and _key(head) == 0
-                and isinstance(head.node, nodes.Name)
-                and head.node.name == "messages"
-            )
-    return False
+    def _asks_head(self, test: nodes.Node) -> bool:
+        """Whether a condition holds only where the first message is a system message."""
+        match test:
+            case nodes.And():
+                return self._asks_head(test.left) or self._asks_head(test.right)
+            case nodes.Compare(
+                expr=(nodes.Getattr() | nodes.Getitem()) as role,
+                ops=[nodes.Operand(op="eq", expr=nodes.Const(value="system"))],
+            ) if _key(role) == "role":
+                head = role.node
+                return (
+                    self._head_is_told
+                    and isinstance(head, nodes.Getitem)
+                    and _key(head) == 0
+                    and isinstance(head.node, nodes.Name)
+                    and head.node.name == "messages"
+                )
+        return False
 
 
 def _key(node: nodes.Getitem | nodes.Getattr) -> object:
     if isinstance(node, nodes.Getattr):
         return node.attr
     return node.arg.value if isinstance(node.arg, nodes.Const) else None
-
-
-def _name(target: nodes.Name | nodes.NSRef) -> str:
-    return target.name if isinstance(target, nodes.Name) else f"{target.name}.{target.attr}"

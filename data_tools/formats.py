@@ -149,18 +149,16 @@ class RowReader:
             _template_arguments(row.get("chat_template_kwargs")),
             weights,
             len(asked),
+            plain_parts(messages),
         )
 
     def _instruction_row(self, row: Row) -> Conversation:
         question = "\n\n".join(part for part in (_text(row, "instruction"), _text(row, "input", "")) if part)
         answer = _text(row, "output" if row.get("output") is not None else "response")
-        earlier = [
-            plain_message(role, str(text))
-            for pair in row.get("history") or []
-            for role, text in zip(("user", "assistant"), pair, strict=True)
-        ]
-        system = _system(_text(row, "system", ""))
-        return Conversation([*system, *earlier, plain_message("user", question), plain_message("assistant", answer)])
+        asked = [*_system(_text(row, "system", "")), *_history(row.get("history")), plain_message("user", question)]
+        tools, arguments = _tools(row.get("tools")), _template_arguments(row.get("chat_template_kwargs"))
+        messages = [*asked, plain_message("assistant", answer)]
+        return Conversation(messages, tools, arguments, parts=plain_parts(messages))
 
 
 def adapted(row: Row, function: Callable[[Row], Row] | None, columns: dict[str, str] | None) -> Row:
@@ -212,6 +210,17 @@ def _system(text: str) -> list[Message]:
     return [plain_message("system", text)] if text else []
 
 
+def _history(value: Any) -> list[Message]:
+    """Pairs of a question and its answer, which came before."""
+    pairs = value or []
+    if not isinstance(pairs, list) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+        for pair in pairs
+    ):
+        raise RowError("`history` is not a list of pairs of texts")
+    return [plain_message(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
+
+
 def _tools(value: Any) -> list[Any] | None:
     """Tool schemas as a JSON string, a list of JSON strings, or a list of objects → a list of objects."""
     if isinstance(value, str):
@@ -251,6 +260,8 @@ def _tokens_row(row: Row) -> Tokens:
         raise RowError("`input_ids` is not a list of token ids")
     if row.get("labels") is not None:
         labels = row["labels"]
+        if not isinstance(labels, list):
+            raise RowError("`labels` is not a list")
         trained = [label != -100 for label in labels]
         if len(labels) == len(ids) and any(
             label not in (token, -100) for label, token in zip(labels, ids, strict=True)
@@ -258,6 +269,8 @@ def _tokens_row(row: Row) -> Tokens:
             raise RowError("`labels` are not `input_ids` or -100; they must not be shifted")
     else:
         name = next((name for name in _MASK_COLUMNS if row.get(name) is not None), None)
+        if name and not isinstance(row[name], list):
+            raise RowError(f"`{name}` is not a list")
         trained = [bool(flag) for flag in row[name]] if name else [True] * len(ids)
     if len(trained) != len(ids):
         raise RowError(f"`input_ids` has {len(ids)} tokens, its labels are {len(trained)}")

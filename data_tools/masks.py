@@ -53,7 +53,7 @@ def mask_runs(borders: NDArray[np.int64], border_counts: NDArray[np.int64], offs
     inner = np.ones(len(points), np.bool_)
     inner[ends - 1] = inner[ends - border_counts - 2] = False
     points[ends - border_counts - 2], points[ends - 1], points[inner] = offsets[:-1], offsets[1:], borders
-    kept = np.ones(len(points) - 1, np.bool_)
+    kept = np.ones(max(len(points) - 1, 0), np.bool_)
     kept[ends[:-1] - 1] = False  # from the end of one document to the start of the next
     lengths = np.diff(points)
     last = ends - 2

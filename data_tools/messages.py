@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from data_tools.errors import RowError
@@ -80,7 +81,10 @@ def _message(raw: Any, number: int, roles: dict[str, str]) -> tuple[Message, flo
     """Absent and null fields are the same thing: columnar files fill the first with the second."""
     if not isinstance(raw, dict):
         raise RowError(f"message {number} is not an object")
-    message: Message = {_FIELDS.get(str(key), str(key)): value for key, value in raw.items() if value is not None}
+    message: Message = {str(key): value for key, value in raw.items() if value is not None}
+    for field, name in _FIELDS.items():
+        if field in message and name not in message:
+            message[name] = message.pop(field)
     weight = _message_weight(message, number)
     role = message.get("role")
     if not isinstance(role, str):
@@ -92,8 +96,8 @@ def _message(raw: Any, number: int, roles: dict[str, str]) -> tuple[Message, flo
         message["content"] = _content(message["content"], number)
     if message["role"] == "function_call":
         message = {"role": "assistant", "tool_calls": parsed_json(message.get("content", ""), f"message {number}")}
-    if calls := message.get("tool_calls"):
-        message["tool_calls"] = _tool_calls(calls, number)
+    if message.get("tool_calls", []) != []:
+        message["tool_calls"] = _tool_calls(message["tool_calls"], number)
     reasoning = message.get("reasoning_content", message.get("thinking"))
     if reasoning is not None:  # templates know it by one name or the other
         message |= {"reasoning_content": reasoning, "thinking": reasoning}
@@ -120,7 +124,7 @@ def _content(content: Any, number: int) -> str:
         raise RowError(f"message {number}: content is {type(content).__name__}, not text")
     texts = []
     for part in content:
-        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        kind = (part.get("type") or "text") if isinstance(part, dict) else "text"
         text = part.get("text") if isinstance(part, dict) else part
         if kind != "text" or not isinstance(text, str):
             raise RowError(f"message {number}: a content part of type {kind!r} is not text")
@@ -134,7 +138,7 @@ def _tool_calls(value: Any, number: int) -> list[Any]:
     calls = [
         parsed_json(call, f"message {number}: `tool_calls`") for call in (calls if isinstance(calls, list) else [calls])
     ]
-    if not all(isinstance(call, dict) for call in calls):
+    if not all(isinstance(call, dict) and isinstance(call.get("function") or {}, dict) for call in calls):
         raise RowError(f"message {number}: `tool_calls` is not a list of objects")
     return [_tool_call(call) for call in calls]
 
@@ -144,7 +148,7 @@ def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
     if isinstance(function.get("arguments"), str):
         try:
             parsed = json.loads(function["arguments"])
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             parsed = None  # an argument that is text and nothing else
         if isinstance(parsed, dict):
             function["arguments"] = parsed
@@ -153,6 +157,19 @@ def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
         if "function" in call
         else {"type": "function", "function": function}
     )
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """All texts in lists and objects, the names of fields too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from texts_in(key)
+            yield from texts_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from texts_in(item)
 
 
 def parsed_json(value: Any, what: str) -> Any:
@@ -165,5 +182,5 @@ def parsed_json(value: Any, what: str) -> Any:
         return value
     try:
         return json.loads(value)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise RowError(f"{what} is not JSON: {error}") from None

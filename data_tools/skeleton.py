@@ -8,22 +8,22 @@ gives these parts and the places of the spans:
     spans                                                                            from 1 to 10 bytes after it
 """
 
+import marshal
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-
-import orjson
 
 from data_tools.chat_text import FilledChat, RenderedChat
 from data_tools.errors import RowError
 from data_tools.flow import contents_only_flow_out
 from data_tools.formats import Conversation
-from data_tools.messages import Message
+from data_tools.messages import Message, texts_in
 from data_tools.template import JinjaTemplate
 
 _SPACE = "\u2003"  # white space that no template writes: it shows whether contents are stripped
-_BREAKS = "\n" * 8  # more line breaks than a template writes: they show whether those are stripped
-_SLOT = re.compile(rf"(\n*)({_SPACE}?)shardtune-slot-(\d+)-({_SPACE}?)(\n*)")
+_BEFORE, _AFTER = "\n" * 32, "\n" * 1024  # likewise for line breaks, also between two contents that touch
+_SLOT = re.compile(rf"({_SPACE}?)shardtune-slot-(\d+)-({_SPACE}?)")
+_PASSES_FOR_SLOT = re.compile(f"{_SPACE}|{_BEFORE}|shardtune-slot-")
 _MOST = 4096
 
 Key = tuple[tuple[str, ...], str | None, bytes | None]
@@ -42,24 +42,22 @@ class _Slot:
     @classmethod
     def found(cls, match: re.Match[str]) -> "_Slot":
         start, end = match.span()
+        before = match.string[max(0, start - 2 * len(_AFTER)) : start]
+        after = match.string[end : end + len(_AFTER)]
         strips: list[Callable[[str], str]] = []
-        if not match[2]:
+        if not match[1]:
             strips.append(str.lstrip)
-            start = match.end(1)
-        elif len(match[1]) < len(_BREAKS):
+        elif (len(before) - len(before.rstrip("\n"))) % len(_AFTER) < len(_BEFORE):
             strips.append(lambda content: content.lstrip("\n"))
-            start = match.end(1)
         else:
-            start = match.end(1) - len(_BREAKS)
-        if not match[4]:
+            start -= len(_BEFORE)
+        if not match[3]:
             strips.append(str.rstrip)
-            end = match.start(5)
-        elif len(match[5]) < len(_BREAKS):
+        elif after != _AFTER:
             strips.append(lambda content: content.rstrip("\n"))
-            end = match.start(5)
         else:
-            end = match.start(5) + len(_BREAKS)
-        return cls(int(match[3]), start, end, tuple(strips))
+            end += len(_AFTER)
+        return cls(int(match[2]), start, end, tuple(strips))
 
     def strip(self, content: str) -> str:
         for strip in self.strips:
@@ -125,7 +123,10 @@ class Skeletons:
     def of(self, conversation: Conversation, roles: tuple[str, ...]) -> Skeleton | None:
         """The skeleton for a conversation of roles and contents; None where the slow way has to be taken."""
         head = conversation.messages[0]["content"] if roles[0] == "system" else None
-        key = (roles, head, _besides_messages(conversation))
+        try:
+            key = (roles, head, _besides_messages(conversation))
+        except ValueError:
+            return None
         if key not in self._known:
             if len(self._known) == _MOST:
                 return None
@@ -134,9 +135,12 @@ class Skeletons:
 
     def _probe(self, conversation: Conversation, roles: tuple[str, ...], head: str | None) -> Skeleton | None:
         messages: list[Message] = [
-            {"role": role, "content": f"{_BREAKS}{_SPACE}shardtune-slot-{number}-{_SPACE}{_BREAKS}"}
+            {"role": role, "content": f"{_BEFORE}{_SPACE}shardtune-slot-{number}-{_SPACE}{_AFTER}"}
             for number, role in enumerate(roles)
         ]
+        others = (head, conversation.tools, conversation.template_arguments)
+        if any(_PASSES_FOR_SLOT.search(text) for text in texts_in(others)):
+            return None
         if head is not None:
             messages[0] = {"role": "system", "content": head}
         try:
@@ -146,13 +150,18 @@ class Skeletons:
 
 
 def _besides_messages(conversation: Conversation) -> bytes | None:
+    """All other facts, told apart as exactly as templates can (1, 1.0 and true are three things).
+
+    Raises:
+        ValueError: they are more than JSON can say.
+    """
     facts = (
         conversation.tools,
         conversation.template_arguments or None,
         conversation.weights,
         conversation.completion_from,
     )
-    return None if facts == _NOTHING_ELSE else orjson.dumps(facts)
+    return None if facts == _NOTHING_ELSE else marshal.dumps(facts, 2)
 
 
 _NOTHING_ELSE = (None, None, None, None)

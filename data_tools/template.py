@@ -43,7 +43,11 @@ class JinjaTemplate:
             raise UserError(f"the chat template is not valid Jinja: line {error.lineno}: {error.message}") from None
         self._context = {**special_tokens, "strftime_now": _frozen_strftime(today)}
         self._wants_parts = False
+        self._no_content: dict[str, str | None] = {}
+        self.header = ""
+        """What the template writes before an answer, as far as it also asks for one with it."""
         self.end_of_turn = self._probe()
+        self._no_content = self._probe_calls()
 
     def syntax_tree(self) -> jinja2.nodes.Template:
         """The parsed source."""
@@ -89,11 +93,18 @@ class JinjaTemplate:
         return text, spans
 
     def _content_style(self, messages: Sequence[Message]) -> list[Message]:
-        """Some templates want content as a list of typed parts."""
+        """Some templates want content as a list of typed parts, or know another word for none beside tool calls."""
+        if self._no_content:
+            messages = [
+                {**message, **self._no_content} if message.get("tool_calls") and not message.get("content") else message
+                for message in messages
+            ]
         if not self._wants_parts:
             return list(messages)
         return [
-            {**message, "content": [{"type": "text", "text": message["content"]}]} if "content" in message else message
+            message
+            if message.get("content") is None
+            else {**message, "content": [{"type": "text", "text": message["content"]}]}
             for message in messages
         ]
 
@@ -111,9 +122,51 @@ class JinjaTemplate:
                 continue
             before, found, after = text.rpartition(_PROBE)
             if found and not before.endswith(("'", '"')):  # quoted: the template printed a list of parts as it is
+                self.header = self._asked_header(messages[:1], before)
                 return after.split("\n")[0].strip() or None
         self._wants_parts = False
         return None
+
+    def _probe_calls(self) -> dict[str, str | None]:
+        """Learn what a message with tool calls and nothing else has for its content: nothing at all, null or `""`."""
+        call = {"type": "function", "id": "shardtune", "function": {"name": _PROBE, "arguments": {}}}
+        messages: list[Message] = [
+            {"role": "user", "content": "Question?"},
+            {"role": "assistant", "tool_calls": [call]},
+        ]
+        nothing: list[dict[str, str | None]] = [{}, {"content": None}, {"content": ""}]
+        for self._no_content in nothing:
+            try:
+                text = self.text(Conversation(messages), messages)
+            except RowError:
+                continue
+            if _PROBE in text and "None" not in text:
+                return self._no_content
+        return {}
+
+    def _asked_header(self, messages: list[Message], before: str) -> str:
+        try:
+            unasked = self.text(Conversation(messages), messages)
+            asking = self.text(Conversation(messages), messages, add_generation_prompt=True)
+        except RowError:
+            return ""
+        if not before.startswith(unasked):  # a template that closes every text
+            unasked = unasked.removesuffix(str(self._context.get("eos_token")))
+        return common_prefix(asking, before)[len(common_prefix(unasked, before)) :]
+
+
+def common_prefix(first: str, second: str) -> str:
+    """The longest start that two texts share."""
+    if second.startswith(first):
+        return first
+    same, different = 0, len(first)
+    while different - same > 1:
+        middle = (same + different) // 2
+        if second.startswith(first[same:middle], same):
+            same = middle
+        else:
+            different = middle
+    return first[:same]
 
 
 def _frozen_strftime(today: date) -> Callable[[str], str]:

@@ -110,7 +110,11 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 class PlainTextFrame:
-    """Text without a template, between the tokens with which the tokenizer begins and ends a text."""
+    """Text without a template, between the tokens with which the tokenizer begins and ends a text.
+
+    Args:
+        tokenizer: as it was loaded: an `Encoder` tells its tokenizer to add nothing.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
@@ -123,9 +127,10 @@ class PlainTextFrame:
         Raises:
             RowError: the text is no Unicode.
         """
+        start = "" if (plain.prompt or plain.completion).startswith(self._start) else self._start
         end = "" if plain.completion.endswith(self._end) else self._end
         try:
-            before = (self._start + plain.prompt).encode()
+            before = (start + plain.prompt).encode()
             text = before + (plain.completion + end).encode()
         except UnicodeEncodeError:
             raise RowError("the text has half of a surrogate pair, which is no Unicode text") from None

@@ -14,7 +14,7 @@ from typing import Any
 from data_tools.errors import RowError
 from data_tools.formats import Conversation
 from data_tools.messages import Message
-from data_tools.template import CharSpan, JinjaTemplate
+from data_tools.template import CharSpan, JinjaTemplate, common_prefix
 
 _EMPTY_BLOCK = re.compile(r"\s*(<(?P<name>[^<>/\s]+)>\s*</(?P=name)>)\s*")
 
@@ -90,18 +90,45 @@ class TurnFinder:
         text = self.template.text(conversation, messages)
         turns = []
         for number in wanted:
+            start, header_end = self._asked(text, conversation, number)
             is_last = number == len(messages) - 1
-            before = self._shared(text, self.template.text(conversation, messages[:number]) if number else "")
             through = text if is_last else self._shared(text, self.template.text(conversation, messages[: number + 1]))
-            if before is None or through is None:
+            if start is None or through is None:
                 raise RewriteError(f"the chat template rewrites earlier turns: message {number} has no fixed place")
-            turn = (len(before), self._end(through))
+            turn = Turn(number, (start, self._end(through)))
             if not self.with_headers:
-                asking = self.template.text(conversation, messages[:number], add_generation_prompt=True)
-                header_end = max(turn[0], len(_common_prefix(asking, text)))
-                turn = (_answer_start(text, turn, header_end, messages[number]), turn[1])
-            turns.append(Turn(number, turn))
+                body_end = self._without_end(text, turn).span[1]
+                answer = _answer_start(text, turn.span, max(start, header_end), body_end, messages[number])
+                turn = Turn(number, (answer, turn.span[1]))
+            turns.append(turn)
         return text, turns
+
+    def _asked(self, text: str, conversation: Conversation, number: int) -> tuple[int | None, int]:
+        """Where the turn of a message begins with its header, and where the header ends."""
+        if number == 0:
+            return self._first_turn(text, conversation.messages[0])
+        earlier = conversation.messages[:number]
+        before = self._shared(text, self.template.text(conversation, earlier))
+        if self.with_headers:
+            return (None, 0) if before is None else (len(before), len(before))
+        asking = self.template.text(conversation, earlier, add_generation_prompt=True)
+        if text.startswith(asking):
+            return len(asking if before is None else before), len(asking)
+        if before is None:
+            return None, 0
+        if self.template.header and text.startswith(self.template.header, len(before)):
+            return len(before), len(before) + len(self.template.header)
+        return len(before), len(common_prefix(asking, text))
+
+    def _first_turn(self, text: str, message: Message) -> tuple[int, int]:
+        """Likewise for an answer to nothing: templates need not say what asks for it, so it is looked for."""
+        header, content = self.template.header, str(message.get("content", "")).strip()
+        place = text.find(content) if content else len(text)
+        if header and 0 <= (start := text.find(header)) <= place:
+            return start, start + len(header)
+        if not content or place < 0:
+            raise RowError("the chat template does not show where the first message, an assistant's, begins")
+        return place, place
 
     def _shared(self, text: str, earlier: str) -> str | None:
         """The rendering of the first messages as it stands in the whole text; None where it does not.
@@ -130,11 +157,12 @@ class TurnFinder:
 
     def _prove(self, text: str, turn: Turn, conversation: Conversation, wanted: list[int]) -> None:
         """What the message says is in the turn's text, or the turn was rewritten, or lost."""
-        learnt = text[slice(*turn.span)]
+        learnt, body = text[slice(*turn.span)], text[slice(*self._without_end(text, turn).span)]
         for number in wanted if turn.message is None else [turn.message]:
             message = conversation.messages[number]
             for part, what in _said(message):
-                if part not in (learnt if turn.message is not None else text):
+                place = text if turn.message is None else learnt if part.endswith(self.ends) else body
+                if part not in place:
                     reason = f"the text that is learnt does not contain the {what} of message {number}"
                     later = any(message["role"] == "user" for message in conversation.messages[number + 1 :])
                     raise RewriteError(reason) if later else RowError(reason)
@@ -160,7 +188,7 @@ class _Headers:
     def cut(self, text: str, turn: Turn) -> CharSpan:
         """The span without its header."""
         if turn.message is None:
-            return turn.span
+            return _after(self._template.header, text, turn.span[0]), turn.span[1]
         message = self._conversation.messages[turn.message]
         if self._last is not None:
             after = _after(self._last, text, turn.span[0])
@@ -168,19 +196,14 @@ class _Headers:
                 return after, turn.span[1]
         self._last = self._header_of(turn.message)
         after = _after(self._last, text, turn.span[0])
-        return _answer_start(text, turn.span, after, message), turn.span[1]
+        return _answer_start(text, turn.span, after, turn.span[1], message), turn.span[1]
 
     def _header_of(self, message: int) -> str:
+        if message == 0:
+            return self._template.header
         messages = self._conversation.messages[:message]
         asking = self._template.text(self._conversation, messages, add_generation_prompt=True)
-        return asking.removeprefix(self._template.text(self._conversation, messages) if messages else "")
-
-
-def _common_prefix(first: str, second: str) -> str:
-    """The longest start that two texts share."""
-    if second.startswith(first):
-        return first
-    return first[: next((n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(second))]
+        return asking.removeprefix(self._template.text(self._conversation, messages))
 
 
 def _after(header: str, text: str, start: int) -> int:
@@ -194,11 +217,17 @@ def _starts_with_answer(learnt: str, message: Message) -> bool:
     return bool(content) and "reasoning_content" not in message and learnt.startswith(content)
 
 
-def _answer_start(text: str, turn: CharSpan, header_end: int, message: Message) -> int:
+def _answer_start(text: str, turn: CharSpan, header_end: int, body_end: int, message: Message) -> int:
     """Step over an empty block that the template inserted; step back where the header overlaps the answer itself."""
     content = str(message.get("content", "")).strip()
-    if content not in text[header_end : turn[1]]:
-        return max(text.rfind(content, *turn), turn[0])  # nowhere: the proof will say so
+    for end in (body_end, turn[1]):  # the answer may itself end with a control token
+        if content in text[header_end:end]:
+            break
+        start = text.rfind(content, turn[0], end)
+        if start >= 0 and start + len(content) >= header_end:  # the header does not say it by itself
+            return start
+    else:
+        return turn[0]  # nowhere: the proof will say so
     if (block := _EMPTY_BLOCK.match(text, header_end)) and not content.startswith(block[1]):
         return block.end()
     return header_end

@@ -1,0 +1,97 @@
+"""Plain text begins and ends as the tokenizer says; templates come from where they are asked for."""
+
+from pathlib import Path
+
+import pytest
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
+
+from data_tools.errors import RowError, UserError
+from data_tools.formats import PlainText
+from data_tools.tokenizer import (
+    CHATML,
+    PlainTextFrame,
+    choose_template,
+    control_tokens,
+    load_tokenizer,
+    train_tokenizer,
+)
+
+ENDS = train_tokenizer(iter(["Hello there."] * 9), 300)
+
+
+def tokenizer_that_begins() -> PreTrainedTokenizerFast:
+    """Adds a first token to every text, as Llama's tokenizer does."""
+    tokenizer = train_tokenizer(iter(["Hello there."] * 9), 300)
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", pair="$A $B", special_tokens=[("<|im_start|>", 1)]
+    )
+    return tokenizer
+
+
+BEGINS = tokenizer_that_begins()
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "prompt", "completion", "text", "learnt"),
+    [
+        (ENDS, "", "Hello", "Hello<|im_end|>", "Hello<|im_end|>"),
+        (ENDS, "Say", " Hello", "Say Hello<|im_end|>", " Hello<|im_end|>"),
+        (ENDS, "Say", " Hello<|im_end|>", "Say Hello<|im_end|>", " Hello<|im_end|>"),
+        (ENDS, "Say", "", "Say<|im_end|>", "<|im_end|>"),
+        (ENDS, "é", "日", "é日<|im_end|>", "日<|im_end|>"),
+        (BEGINS, "", "Hello", "<|im_start|>Hello<|im_end|>", "Hello<|im_end|>"),
+        (BEGINS, "Say", " Hello", "<|im_start|>Say Hello<|im_end|>", " Hello<|im_end|>"),
+        (BEGINS, "<|im_start|>Say", " Hello", "<|im_start|>Say Hello<|im_end|>", " Hello<|im_end|>"),
+        (BEGINS, "", "<|im_start|>Hello", "<|im_start|>Hello<|im_end|>", "<|im_start|>Hello<|im_end|>"),
+    ],
+)
+def test_plain_text_begins_and_ends_once(
+    tokenizer: PreTrainedTokenizerFast, prompt: str, completion: str, text: str, learnt: str
+) -> None:
+    frame = PlainTextFrame(tokenizer)
+    chat = frame.render(PlainText(prompt, completion), everything=False)
+    assert (chat.text.decode(), chat.learnt()) == (text, [learnt])
+    assert frame.render(PlainText(prompt, completion), everything=True).learnt() == [text]
+
+
+def test_no_text_has_nothing_to_learn() -> None:
+    assert PlainTextFrame(ENDS).render(PlainText("", ""), everything=False).spans == []
+
+
+def test_half_a_character_is_no_text() -> None:
+    with pytest.raises(RowError, match="surrogate"):
+        PlainTextFrame(ENDS).render(PlainText("", "\ud800"), everything=False)
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "chosen"),
+    [
+        ("own", None, "own"),
+        ({"default": "first", "tool_use": "second"}, None, "first"),
+        ({"default": "first", "tool_use": "second"}, "tool_use", "second"),
+        ("own", "chatml", CHATML),
+        (None, "chatml", CHATML),
+    ],
+)
+def test_templates_have_names(own: str | dict[str, str] | None, asked: str | None, chosen: str) -> None:
+    assert choose_template(own, asked, "a tokenizer") == chosen
+
+
+def test_a_template_comes_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.jinja").write_text("mine", encoding="utf-8")
+    assert choose_template("own", str(tmp_path / "mine.jinja"), "a tokenizer") == "mine"
+    with pytest.raises(UserError, match="cannot read"):
+        choose_template("own", str(tmp_path / "other.jinja"), "a tokenizer")
+
+
+@pytest.mark.parametrize("own", [None, {"tool_use": "second"}])
+def test_no_template_is_an_error_with_advice(own: dict[str, str] | None) -> None:
+    with pytest.raises(UserError, match=r"set data\.chat_template"):
+        choose_template(own, None, "a tokenizer")
+
+
+def test_control_tokens_are_the_special_ones(real_data: Path) -> None:
+    tokens = control_tokens(load_tokenizer(str(real_data / "tokenizers" / "qwen3")))
+    assert "<|im_end|>" in tokens and "<think>" not in tokens
