@@ -75,9 +75,8 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_the_page_on_smoltalk2_runs_as_it_stands(shell: Shell, real_data: Path, tmp_path: Path) -> None:
     """Against a hub on loopback with a small copy of the data set, which stops listening once all is fetched."""
-    config = SmolLM3Config(
-        vocab_size=128_256, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2
-    )
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = SmolLM3Config(vocab_size=128_256, max_position_embeddings=65_536, **small)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     model = Repository({"c" * 40: files(tmp_path / "model"), "d" * 40: {"README.md": b"the weights are in branches"}})
     model.tags["it-mid-training"] = "c" * 40
