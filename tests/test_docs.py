@@ -8,8 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from transformers import AutoModelForCausalLM, SmolLM3Config
+from safetensors.numpy import save
+from transformers import SmolLM3Config
 
 from data_tools.config import DataConfig, Section, SourceConfig, TokenizerTraining, ValidationConfig
 from data_tools.plan import PackPlan
@@ -75,10 +77,12 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_the_page_on_smoltalk2_runs_as_it_stands(shell: Shell, real_data: Path, tmp_path: Path) -> None:
     """Against a hub on loopback with a small copy of the data set, which stops listening once all is fetched."""
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = SmolLM3Config(vocab_size=128_256, max_position_embeddings=65_536, **small)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
-    model = Repository({"c" * 40: files(tmp_path / "model"), "d" * 40: {"README.md": b"the weights are in branches"}})
+    # Nothing on the page loads weights: a configuration that plans can ask, and a file that can be fetched.
+    SmolLM3Config(max_position_embeddings=65_536).save_pretrained(tmp_path / "model")
+    weights = {"model.safetensors": save({"weight": np.zeros(1, np.float32)})}
+    model = Repository(
+        {"c" * 40: files(tmp_path / "model") | weights, "d" * 40: {"README.md": b"the weights are in branches"}}
+    )
     model.tags["it-mid-training"] = "c" * 40
     repositories = {
         "datasets/HuggingFaceTB/smoltalk2": Repository({"a" * 40: files(real_data / "smoltalk2_mini")}),
