@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from data_tools.errors import UserError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 
 INDEX_SCHEMA = pa.schema(
@@ -189,15 +189,16 @@ class TokenStore:
         return self._shards[shard].place(number - self._first_documents[shard])
 
     def verify(self) -> None:
-        """Compare every shard with the checksum in the manifest.
+        """Compare the index and every shard with the checksums in the manifest.
 
         Raises:
-            UserError: a shard is missing or was changed.
+            UserError: one is missing or was changed.
         """
-        for shard in self.manifest["shards"]:
-            path = self.folder / shard["file"]
-            self._fetch(shard["file"])
-            if not path.exists() or file_digest(path) != shard["blake3"]:
+        shards = {shard["file"]: shard["blake3"] for shard in self.manifest["shards"]}
+        for name, digest in {"index.arrow": self.manifest["index"], **shards}.items():
+            path = self.folder / name
+            self._fetch(name)
+            if not path.exists() or file_digest(path) != digest:
                 raise UserError(f"{path} is not what was written; delete {self.folder} and run `shardtune prepare`")
 
 

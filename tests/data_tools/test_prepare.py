@@ -172,13 +172,13 @@ def test_no_document_at_all_is_an_error_with_the_reasons(tmp_path: Path) -> None
     assert not (tmp_path / "tokens" / "manifest.json").exists()
 
 
-def test_a_changed_shard_is_found(store: TokenStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["shards/00001.arrow", "index.arrow"])
+def test_a_changed_byte_is_found(store: TokenStore, tmp_path: Path, name: str) -> None:
     shutil.copytree(store.folder, tmp_path, dirs_exist_ok=True)
-    shard = tmp_path / "shards" / "00001.arrow"
-    data = bytearray(shard.read_bytes())
+    data = bytearray((tmp_path / name).read_bytes())
     data[len(data) // 2] ^= 1
-    shard.write_bytes(data)
-    with pytest.raises(UserError, match=r"00001\.arrow is not what was written"):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=rf"{name} is not what was written"):
         TokenStore(tmp_path).verify()
 
 
