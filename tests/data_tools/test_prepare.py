@@ -157,6 +157,8 @@ def test_every_row_is_in_the_store_or_in_the_rejects(tmp_path: Path) -> None:
         "no `messages` colu",
         "not JSON: Expectin",
     ]
+    with pytest.raises(UserError, match=r"3 of 11 rows rejected, more than data\.max_reject_fraction=0\.2"):
+        prepare(config(file, max_reject_fraction=0.2), tmp_path / "tokens")
 
 
 def test_a_trained_tokenizer_takes_the_template_that_is_given(chat_file: Path, tmp_path: Path) -> None:
