@@ -105,7 +105,7 @@ def _claim(store: Path) -> None:
     """Make the folder; what is there already must be a store, finished or not: leftovers in it will be deleted."""
     try:
         store.mkdir(parents=True, exist_ok=True)
-        if not {LOCK, REMOTE} & (found := {path.name for path in store.iterdir()}) and found:
+        if not {LOCK, REMOTE, MANIFEST} & (found := {path.name for path in store.iterdir()}) and found:
             raise UserError(f"data.store: {store} is not empty and no token store; choose a new folder")
     except OSError as error:
         raise UserError(f"data.store: cannot use {store}: {error.strerror}; choose another folder") from None

@@ -93,6 +93,11 @@ def test_a_finished_store_is_only_opened(store: TokenStore, data_config: DataCon
     assert content(store.folder) == before
 
 
+def test_a_copy_without_hidden_files_is_a_store(store: TokenStore, data_config: DataConfig, tmp_path: Path) -> None:
+    shutil.copytree(store.folder, tmp_path / "copy", ignore=shutil.ignore_patterns(".*"))
+    assert prepare(data_config, tmp_path / "copy").fingerprint == store.fingerprint
+
+
 def test_a_store_with_other_settings_is_not_touched(store: TokenStore, data_config: DataConfig) -> None:
     before = content(store.folder)
     with pytest.raises(UserError, match=r"made with other settings \(template_date\)"):
