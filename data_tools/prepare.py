@@ -186,8 +186,8 @@ def _reopen(store: Path, settings: dict[str, object], allowed: float) -> TokenSt
     totals = finished.manifest["totals"]
     if totals["rejected"] > allowed * totals["rows_in"]:
         raise UserError(
-            f"the token store {store} was made with {totals['rejected']:,} of {totals['rows_in']:,} rows rejected, more "
-            f"than data.max_reject_fraction={allowed:g} allows; the reasons are in {store / REJECTS}"
+            f"the token store {store} was made with {totals['rejected']:,} of {totals['rows_in']:,} rows rejected, "
+            f"more than data.max_reject_fraction={allowed:g} allows; the reasons are in {store / REJECTS}"
         )
     finished.verify()
     return finished

@@ -14,6 +14,7 @@ The index counts labels: a trained first token, which nothing predicts, is none.
 the sum of their weights.
 """
 
+import errno
 import json
 import os
 import socket
@@ -67,13 +68,22 @@ def shard_name(number: int) -> str:
 
 @contextmanager
 def atomically(path: Path) -> Iterator[Path]:
-    """Write to the temporary name that this yields; fsync, rename: readers see the whole file or none."""
+    """Write to the temporary name that this yields; fsync, rename: readers see the whole file or none.
+
+    Raises:
+        UserError: the disk is full.
+    """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = os.strerror(error.errno)
+        raise UserError(f"cannot write {path}: {reason}; make room there and run the same command again") from None
     finally:
         temporary.unlink(missing_ok=True)
     fsync_folder(path.parent)

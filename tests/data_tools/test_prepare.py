@@ -20,7 +20,7 @@ from data_tools.documents import DocumentMaker, Making, UnitRecord
 from data_tools.errors import UserError
 from data_tools.prepare import prepare
 from data_tools.sources import resolve_sources
-from data_tools.store import TokenStore
+from data_tools.store import TokenStore, atomically
 from data_tools.tokenizer import CHATML
 from data_tools.units import work_units
 from tests.conftest import chats, write_jsonl
@@ -187,6 +187,16 @@ def test_a_changed_byte_is_found(store: TokenStore, tmp_path: Path, name: str) -
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=rf"{name} is not what was written"):
         TokenStore(tmp_path).verify()
+
+
+def test_a_disk_that_is_full_is_one_line(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"cannot write .*file: No space left on device; make room"),
+        atomically(tmp_path / "file"),
+        open("/dev/full", "wb", buffering=0) as full,
+    ):
+        full.write(b"one byte")
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_preparations_of_one_store_do_not_meet(data_config: DataConfig, tmp_path: Path) -> None:
