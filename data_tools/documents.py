@@ -258,7 +258,8 @@ def _index_name(unit: int) -> str:
 
 def read_record(store: Mirror, unit: int, fingerprint: str) -> UnitRecord | None:
     """The record of a finished unit, or None when it is not finished or belongs to another preparation."""
-    if not store.pull(_record_name(unit)):
+    # Of an object store only what is there counts: a copy here may be of a store that was deleted since.
+    if not store.pull(_record_name(unit), again=True):
         return None
     facts = json.loads((store.folder / _record_name(unit)).read_text(encoding="utf-8"))
     if facts["fingerprint"] != fingerprint:
@@ -268,6 +269,6 @@ def read_record(store: Mirror, unit: int, fingerprint: str) -> UnitRecord | None
 
 def read_unit_index(store: Mirror, unit: int) -> pa.Table:
     """The index rows of a finished unit."""
-    assert store.pull(_index_name(unit)), "the index is written before the record"
+    assert store.pull(_index_name(unit), again=True), "the index is written before the record"
     with pa.OSFile(str(store.folder / _index_name(unit))) as file:
         return pa.ipc.open_file(file).read_all()

@@ -16,7 +16,16 @@ from data_tools.errors import UserError
 from data_tools.mirror import Mirror
 from data_tools.proofs import proof_report
 from data_tools.sources import SourceFiles
-from data_tools.store import FORMAT_VERSION, INDEX_SCHEMA, MANIFEST, shard_name, write_arrow, write_json, write_text
+from data_tools.store import (
+    FORMAT_VERSION,
+    INDEX_SCHEMA,
+    MANIFEST,
+    file_digest,
+    shard_name,
+    write_arrow,
+    write_json,
+    write_text,
+)
 from data_tools.tokenizer import vocabulary_size
 
 REJECTS = "rejects.jsonl"
@@ -75,6 +84,7 @@ def write_store(
             for source, config, own in zip(sources, configs, of_source, strict=True)
         ],
         "totals": _totals(records),
+        "index": file_digest(folder / "index.arrow"),
         "proofs": proof_report([record.proved for record in records], sum(record.rows_out for record in records)),
         "shards": [
             {"file": shard_name(record.unit), "documents": record.documents, "blake3": record.blake3}

@@ -50,9 +50,13 @@ class StepSize:
 def make_plan(store: TokenStore, settings: PlanSettings, folder: Path) -> "PackPlan":
     """Compute and write the plan; the same store and settings always give the same bytes.
 
+    A whole plan of the same store and settings is left in place: who is killed while a run goes on loses no plan.
+
     Raises:
         UserError: the settings leave nothing to train on, or nothing of some source, or forbid a document.
     """
+    if _is_made(store, settings, folder):
+        return PackPlan(folder)
     index = store.index
     shares = _shares(store, settings)
     pieces, unlabelled = cut_documents(store, settings.max_length, settings.too_long)
@@ -80,6 +84,18 @@ def make_plan(store: TokenStore, settings: PlanSettings, folder: Path) -> "PackP
     facts["hash"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     write_json(folder / PLAN, facts)
     return PackPlan(folder)
+
+
+def _is_made(store: TokenStore, settings: PlanSettings, folder: Path) -> bool:
+    """Whether the folder holds this very plan, undamaged."""
+    if not (folder / PLAN).exists():
+        return False
+    facts = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    wanted = {"format_version": FORMAT_VERSION, "store": store.fingerprint, "settings": asdict(settings)}
+    return all(facts.get(key) == value for key, value in wanted.items()) and all(
+        (folder / f"{name}.arrow").exists() and file_digest(folder / f"{name}.arrow") == digest
+        for name, digest in facts["files"].items()
+    )
 
 
 def _shares(store: TokenStore, settings: PlanSettings) -> list[SourceShare]:

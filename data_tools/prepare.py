@@ -25,7 +25,7 @@ from data_tools.fingerprint import fingerprint_of, token_settings
 from data_tools.formats import Conversation, PlainText, RowReader, Sample, with_format
 from data_tools.hub import tokenizer_folder
 from data_tools.lock import Lock
-from data_tools.manifest import check_rejects, write_store
+from data_tools.manifest import REJECTS, check_rejects, write_store
 from data_tools.mirror import REMOTE, Mirror, local_folder, open_store
 from data_tools.readers import WorkUnit, read_rows
 from data_tools.samples import write_python_docs
@@ -85,7 +85,7 @@ def prepare(
         settings = token_settings(config, given.sources, given.configs, tokenizer)
         mirror = Mirror(store)
         if mirror.pull(MANIFEST, again=True):
-            return _reopen(store, settings)
+            return _reopen(store, settings, config.max_reject_fraction)
         engine = _start_store(store, tokenizer, config, given, fingerprint_of(settings))
         making = Making(
             store=mirror.uri or str(store.absolute()),
@@ -105,7 +105,7 @@ def _claim(store: Path) -> None:
     """Make the folder; what is there already must be a store, finished or not: leftovers in it will be deleted."""
     try:
         store.mkdir(parents=True, exist_ok=True)
-        if not {LOCK, REMOTE} & (found := {path.name for path in store.iterdir()}) and found:
+        if not {LOCK, REMOTE, MANIFEST} & (found := {path.name for path in store.iterdir()}) and found:
             raise UserError(f"data.store: {store} is not empty and no token store; choose a new folder")
     except OSError as error:
         raise UserError(f"data.store: cannot use {store}: {error.strerror}; choose another folder") from None
@@ -174,7 +174,7 @@ def _samples(given: _Input, units: list[WorkUnit]) -> Iterator[tuple[WorkUnit, S
                 continue
 
 
-def _reopen(store: Path, settings: dict[str, object]) -> TokenStore:
+def _reopen(store: Path, settings: dict[str, object], allowed: float) -> TokenStore:
     finished = open_store(store)
     if finished.fingerprint != fingerprint_of(settings):
         made_with = finished.manifest["settings"]
@@ -182,6 +182,12 @@ def _reopen(store: Path, settings: dict[str, object]) -> TokenStore:
         raise UserError(
             f"the token store {store} was made with other settings ({changed}); set data.store to a new folder, "
             f"or delete this one and prepare it again"
+        )
+    totals = finished.manifest["totals"]
+    if totals["rejected"] > allowed * totals["rows_in"]:
+        raise UserError(
+            f"the token store {store} was made with {totals['rejected']:,} of {totals['rows_in']:,} rows rejected, "
+            f"more than data.max_reject_fraction={allowed:g} allows; the reasons are in {store / REJECTS}"
         )
     finished.verify()
     return finished

@@ -14,6 +14,7 @@ The index counts labels: a trained first token, which nothing predicts, is none.
 the sum of their weights.
 """
 
+import errno
 import json
 import os
 import socket
@@ -32,7 +33,7 @@ from numpy.typing import NDArray
 
 from data_tools.errors import UserError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 
 INDEX_SCHEMA = pa.schema(
@@ -67,13 +68,22 @@ def shard_name(number: int) -> str:
 
 @contextmanager
 def atomically(path: Path) -> Iterator[Path]:
-    """Write to the temporary name that this yields; fsync, rename: readers see the whole file or none."""
+    """Write to the temporary name that this yields; fsync, rename: readers see the whole file or none.
+
+    Raises:
+        UserError: the disk is full.
+    """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = os.strerror(error.errno)
+        raise UserError(f"cannot write {path}: {reason}; make room there and run the same command again") from None
     finally:
         temporary.unlink(missing_ok=True)
     fsync_folder(path.parent)
@@ -189,15 +199,16 @@ class TokenStore:
         return self._shards[shard].place(number - self._first_documents[shard])
 
     def verify(self) -> None:
-        """Compare every shard with the checksum in the manifest.
+        """Compare the index and every shard with the checksums in the manifest.
 
         Raises:
-            UserError: a shard is missing or was changed.
+            UserError: one is missing or was changed.
         """
-        for shard in self.manifest["shards"]:
-            path = self.folder / shard["file"]
-            self._fetch(shard["file"])
-            if not path.exists() or file_digest(path) != shard["blake3"]:
+        shards = {shard["file"]: shard["blake3"] for shard in self.manifest["shards"]}
+        for name, digest in {"index.arrow": self.manifest["index"], **shards}.items():
+            path = self.folder / name
+            self._fetch(name)
+            if not path.exists() or file_digest(path) != digest:
                 raise UserError(f"{path} is not what was written; delete {self.folder} and run `shardtune prepare`")
 
 

@@ -11,7 +11,7 @@ from data_tools.config import DataConfig, Location, Section
 from data_tools.errors import UserError
 from data_tools.files import is_hub_id, is_remote
 from data_tools.mirror import local_folder
-from data_tools.store import MANIFEST
+from data_tools.store import MANIFEST, write_text
 from sft.config import CheckpointConfig, EvaluateConfig, ModelConfig, TrainConfig
 
 RUN_FILE = "run.yaml"
@@ -94,7 +94,7 @@ def save_run(config: RunConfig) -> None:
     for source in values["data"]["sources"]:
         source["path"] = _absolute(source["path"], always=not _is_elsewhere(source["path"]))
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    (config.folder / RUN_FILE).write_text(text, encoding="utf-8")
+    write_text(config.folder / RUN_FILE, text)  # whole or not at all: a run with checkpoints needs it
 
 
 def _absolute(value: Any, always: bool = False) -> Any:

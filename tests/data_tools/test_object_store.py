@@ -193,6 +193,22 @@ def test_a_store_in_an_object_store(s3: str, tmp_path: Path, monkeypatch: pytest
         open_store("s3://chats/tokens").verify()
 
 
+def test_objects_that_were_deleted_are_made_again(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a machine remembers of a store that was never finished says nothing of the one that is there now."""
+    monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path))
+    values = {"sources": [{"path": "s3://chats/a.jsonl.gz"}], "tokenizer": {"vocab_size": 400}, "rows_per_shard": 16}
+    config, system = DataConfig.model_validate(values), fsspec.filesystem("s3")
+
+    def killed(record: UnitRecord, rows: int) -> None:
+        if record.unit == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, local_folder("s3://chats/deleted"), killed)
+    system.rm("chats/deleted", recursive=True)
+    prepare(config, local_folder("s3://chats/deleted")).verify()
+
+
 def test_an_object_store_that_refuses(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path))
     config = DataConfig.model_validate(

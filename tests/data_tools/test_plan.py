@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_tools import plan as plan_module
 from data_tools.balance import NO_PACK
 from data_tools.config import DataConfig
 from data_tools.errors import UserError
@@ -79,6 +80,30 @@ def test_the_same_settings_give_the_same_bytes(plan: PackPlan, store: TokenStore
     again = make_plan(store, SETTINGS, tmp_path)
     for name in ("plan.json", "train.arrow", "validation.arrow"):
         assert (again.folder / name).read_bytes() == (plan.folder / name).read_bytes()
+
+
+def test_a_plan_that_is_there_survives_a_kill_while_it_is_made_again(
+    store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_plan(store, SETTINGS, tmp_path)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan_module, "_pack_batch", killed)
+    assert make_plan(store, SETTINGS, tmp_path).hash == made.hash
+    with pytest.raises(KeyboardInterrupt):
+        make_plan(store, replace(SETTINGS, seed=4), tmp_path)
+
+
+def test_a_damaged_plan_is_made_again(store: TokenStore, tmp_path: Path) -> None:
+    made = make_plan(store, SETTINGS, tmp_path)
+    whole = (tmp_path / "train.arrow").read_bytes()
+    damaged = bytearray(whole)
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / "train.arrow").write_bytes(damaged)
+    assert make_plan(store, SETTINGS, tmp_path).hash == made.hash
+    assert (tmp_path / "train.arrow").read_bytes() == whole
 
 
 def test_equal_conversations_never_fall_on_both_sides(store: TokenStore, plan: PackPlan) -> None:

@@ -20,7 +20,7 @@ from data_tools.documents import DocumentMaker, Making, UnitRecord
 from data_tools.errors import UserError
 from data_tools.prepare import prepare
 from data_tools.sources import resolve_sources
-from data_tools.store import TokenStore
+from data_tools.store import TokenStore, atomically
 from data_tools.tokenizer import CHATML
 from data_tools.units import work_units
 from tests.conftest import chats, write_jsonl
@@ -93,6 +93,11 @@ def test_a_finished_store_is_only_opened(store: TokenStore, data_config: DataCon
     assert content(store.folder) == before
 
 
+def test_a_copy_without_hidden_files_is_a_store(store: TokenStore, data_config: DataConfig, tmp_path: Path) -> None:
+    shutil.copytree(store.folder, tmp_path / "copy", ignore=shutil.ignore_patterns(".*"))
+    assert prepare(data_config, tmp_path / "copy").fingerprint == store.fingerprint
+
+
 def test_a_store_with_other_settings_is_not_touched(store: TokenStore, data_config: DataConfig) -> None:
     before = content(store.folder)
     with pytest.raises(UserError, match=r"made with other settings \(template_date\)"):
@@ -157,6 +162,8 @@ def test_every_row_is_in_the_store_or_in_the_rejects(tmp_path: Path) -> None:
         "no `messages` colu",
         "not JSON: Expectin",
     ]
+    with pytest.raises(UserError, match=r"3 of 11 rows rejected, more than data\.max_reject_fraction=0\.2"):
+        prepare(config(file, max_reject_fraction=0.2), tmp_path / "tokens")
 
 
 def test_a_trained_tokenizer_takes_the_template_that_is_given(chat_file: Path, tmp_path: Path) -> None:
@@ -172,14 +179,24 @@ def test_no_document_at_all_is_an_error_with_the_reasons(tmp_path: Path) -> None
     assert not (tmp_path / "tokens" / "manifest.json").exists()
 
 
-def test_a_changed_shard_is_found(store: TokenStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["shards/00001.arrow", "index.arrow"])
+def test_a_changed_byte_is_found(store: TokenStore, tmp_path: Path, name: str) -> None:
     shutil.copytree(store.folder, tmp_path, dirs_exist_ok=True)
-    shard = tmp_path / "shards" / "00001.arrow"
-    data = bytearray(shard.read_bytes())
+    data = bytearray((tmp_path / name).read_bytes())
     data[len(data) // 2] ^= 1
-    shard.write_bytes(data)
-    with pytest.raises(UserError, match=r"00001\.arrow is not what was written"):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=rf"{name} is not what was written"):
         TokenStore(tmp_path).verify()
+
+
+def test_a_disk_that_is_full_is_one_line(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"cannot write .*file: No space left on device; make room"),
+        atomically(tmp_path / "file"),
+        open("/dev/full", "wb", buffering=0) as full,
+    ):
+        full.write(b"one byte")
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_preparations_of_one_store_do_not_meet(data_config: DataConfig, tmp_path: Path) -> None:
