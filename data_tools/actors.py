@@ -6,6 +6,7 @@ node that is gone, or one that is slow, then holds nobody up.
 """
 
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ _TRIES = 4
 """A unit that kills its actor so often would kill the next one too."""
 _ACTORS_A_UNIT = 3
 """And a unit that has so many actors lost is the reason."""
+_SECONDS_TO_ANSWER = 10
 _SECONDS_UNTIL_SEEN = 60
 """A shared folder may show what another node wrote a little later."""
 
@@ -46,8 +48,12 @@ def make_on_actors(making: Making, units: list[WorkUnit], actors: int) -> Iterat
 
     try:
         # Without an address Ray would join whatever cluster was last started on this machine, dead ones too.
-        address = None if os.environ.get("RAY_ADDRESS") else "local"
-        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        _check_answers(address)
+        # What `function` names is found from here, also on nodes where actors start in another folder.
+        paths = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        environment = {"env_vars": {"PYTHONPATH": paths}} if any(each.function for each in making.sources) else None
+        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", runtime_env=environment)
         fitting = min(actors, len(units), max(1, int(ray.cluster_resources().get("CPU", 1))))
         remote_maker = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=_TRIES)(DocumentMaker)
         pool = [remote_maker.options(scheduling_strategy="SPREAD").remote(making) for _ in range(fitting)]
@@ -62,6 +68,17 @@ def make_on_actors(making: Making, units: list[WorkUnit], actors: int) -> Iterat
         raise UserError(f"Ray gave up: {reason}; the same command goes on, data.actors=0 does without Ray") from error
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would try for many minutes, and hear no signal meanwhile."""
+    host, colon, port = address.rpartition(":")
+    if "://" in address or not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
+    except OSError as error:
+        raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); start it, or unset it") from None
 
 
 def _share_out(ray: Any, pool: list[Any], units: list[WorkUnit]) -> Iterator[UnitRecord]:

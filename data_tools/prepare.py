@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -135,9 +136,22 @@ def _read_input(config: DataConfig, store: Path, lock: Lock | None) -> _Input:
     for number, source in enumerate(sources):
         asked = config.sources[source.configured]
         own = (unit for unit in units if unit.source == number)
-        first = next((row for unit in own for row in read_rows(unit) if not isinstance(row, RowError)), None)
-        configs.append(asked if first is None else with_format(asked, first))
+        rows = (row for unit in own for row in read_rows(unit) if not isinstance(row, RowError))
+        configs.append(_with_format(asked, list(islice(rows, SAMPLE_ROWS))))
     return _Input(sources, tuple(configs), units)
+
+
+def _with_format(source: SourceConfig, rows: list[dict[str, Any]]) -> SourceConfig:
+    """The format, told by the first of some rows that can be read; where none can, all will be rejects."""
+    if not rows:
+        return source.model_copy(update={"format": "messages"}) if source.format == "auto" else source
+    errors = []
+    for row in rows:
+        try:
+            return with_format(source, row)
+        except UserError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _tokenizer(config: DataConfig, given: _Input, lock: Lock | None) -> PreTrainedTokenizerBase:

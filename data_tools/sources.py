@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data_tools.config import SourceConfig
 from data_tools.errors import UserError
-from data_tools.files import check_format, find_files, is_hub_id, is_remote
+from data_tools.files import COMPRESSIONS, FORMATS, check_format, find_files, is_hub_id, is_remote
 from data_tools.hub import asking_hub, download, look_up, require_cached
 from data_tools.lock import Lock
 
@@ -37,8 +37,17 @@ def resolve_sources(configs: list[SourceConfig], sample_file: Path, lock: Lock |
         for name, files in _splits(config, sample_file, lock).items():
             for file in files:
                 check_format(file)
-            found.append(SourceFiles(name, tuple(sorted(files)), number))
+            # Absolute: actors of a cluster run in other folders.
+            here = [file if is_remote(file) else str(Path(file).absolute()) for file in files]
+            found.append(SourceFiles(_free_name(name, found), tuple(sorted(here)), number))
     return found
+
+
+def _free_name(name: str, found: list[SourceFiles]) -> str:
+    """Reports tell sources apart by their names: the second `chats` becomes `chats-2`."""
+    taken = {source.name for source in found}
+    numbered = (f"{name}-{number}" for number in range(2, len(found) + 3))
+    return name if name not in taken else next(each for each in numbered if each not in taken)
 
 
 def _splits(config: SourceConfig, sample_file: Path, lock: Lock | None) -> dict[str, list[str]]:
@@ -58,10 +67,18 @@ def local_splits(config: SourceConfig) -> dict[str, list[str]]:
     """The files of each split that is asked for; without splits there is one, called like the file."""
     location = str(config.path).removeprefix("file://")
     if not Path(location).is_dir():
-        return {Path(location).stem: _files(location, config)}
+        return {_stem(location): _files(location, config)}
     if config.revision is not None:
         raise UserError(f"data.sources: {location} is a folder here and has no revision; leave it out")
     return choose_splits(location, folder_splits(location, config), config)
+
+
+def _stem(location: str) -> str:
+    """`chats` of `data/chats.jsonl.gz`."""
+    name = Path(location).name
+    while Path(name).suffix.lower() in (*FORMATS, *COMPRESSIONS):
+        name = Path(name).stem
+    return name
 
 
 def _dataset_files(config: SourceConfig, lock: Lock | None) -> dict[str, list[str]]:

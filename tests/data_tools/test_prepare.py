@@ -218,3 +218,22 @@ def test_a_unit_is_a_pure_function_of_its_rows(store: TokenStore, data_config: D
         maker.make_shard(unit)
     for shard in store.manifest["shards"]:
         assert (tmp_path / shard["file"]).read_bytes() == (store.folder / shard["file"]).read_bytes()
+
+
+def test_a_cluster_that_does_not_answer_is_named(
+    data_config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(UserError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1"):
+        prepare(data_config.model_copy(update={"actors": 2}), tmp_path)
+
+
+def test_a_first_row_with_a_hole_is_one_reject(tmp_path: Path) -> None:
+    rows = [{"q": None, "a": "x"}, *({"q": f"Why {n}?", "a": f"So {n}."} for n in range(30))]
+    file = write_jsonl(tmp_path / "qa.jsonl", rows)
+    source = {"path": str(file), "columns": {"user": "{q}", "assistant": "{a}"}}
+    finished = prepare(config(file, sources=[source, source]), tmp_path / "tokens")
+    assert [(s["name"], s["rows_out"], s["rejected"]) for s in finished.manifest["sources"]] == [
+        ("qa", 30, 1),
+        ("qa-2", 30, 1),
+    ]
