@@ -16,7 +16,7 @@ from data_tools.config import SourceConfig
 from data_tools.encode import Documents, Encoder, Item
 from data_tools.errors import RowError
 from data_tools.formats import Conversation, PlainText, RowReader, Tokens
-from data_tools.mirror import Mirror, local_folder
+from data_tools.mirror import Mirror, worker_folder
 from data_tools.proofs import EVERY, Proofs
 from data_tools.readers import Row, WorkUnit, read_rows
 from data_tools.store import INDEX_SCHEMA, file_digest, shard_name, shard_schema, write_arrow, write_json
@@ -91,7 +91,7 @@ class DocumentMaker:
 
     def __init__(self, making: Making) -> None:
         self._making = making
-        self._store = local_folder(making.store)
+        self._store = worker_folder(making.store)
         self._mirror = Mirror(self._store)
         self._mirror.pull_folder("tokenizer")
         for name in ("shards", "units"):
@@ -114,13 +114,13 @@ class DocumentMaker:
     def make_shard(self, unit: WorkUnit) -> UnitRecord:
         """Read, render, encode and write one unit; finished units are left as they are."""
         store = self._store
-        if finished := read_record(self._mirror, unit.number, self._making.fingerprint):
+        if (finished := read_record(self._mirror, unit.number, self._making.fingerprint)) and self._is_there(finished):
             return finished
         tally, proofs = _Tally(), Proofs(self._template, self._encoder)
         shard = store / shard_name(unit.number)
         write_arrow(shard, self._schema, self._batches(unit, tally, proofs))
         index = pa.Table.from_batches(tally.index, INDEX_SCHEMA).combine_chunks()
-        write_arrow(store / _index_name(unit.number), INDEX_SCHEMA, index.to_batches())
+        write_arrow(store / index_name(unit.number), INDEX_SCHEMA, index.to_batches())
         record = UnitRecord(
             fingerprint=self._making.fingerprint,
             unit=unit.number,
@@ -136,10 +136,15 @@ class DocumentMaker:
             rejects=tally.rejects,
         )
         write_json(store / _record_name(unit.number), asdict(record))
-        self._mirror.push(shard_name(unit.number), _index_name(unit.number), _record_name(unit.number))
+        self._mirror.push(shard_name(unit.number), index_name(unit.number), _record_name(unit.number))
         if self._mirror.uri:
             shard.unlink()  # it is there, and may be one of very many
         return record
+
+    def _is_there(self, record: UnitRecord) -> bool:
+        """Whether the shard is what its record says; one in an object store is compared when it comes down."""
+        shard = self._store / shard_name(record.unit)
+        return bool(self._mirror.uri) or (shard.exists() and file_digest(shard) == record.blake3)
 
     def _batches(self, unit: WorkUnit, tally: _Tally, proofs: Proofs) -> Iterator[pa.RecordBatch]:
         """The unit's documents, some megabytes of text at a time."""
@@ -197,7 +202,7 @@ class DocumentMaker:
             number = unit.first_row + position
             tally.rejects.append(Reject(str(unit.file), number, "dropped", "nothing to train on"))
         batch = self._shard_batch(unit, documents, positions)
-        index = _index_batch(unit, documents)
+        index = _index_batch(unit, documents, positions)
         if not kept.all():
             batch, index = batch.filter(pa.array(kept)), index.filter(pa.array(kept))
         tally.index.append(index)
@@ -237,13 +242,16 @@ def _weights_array(weights: list[list[float] | None]) -> pa.Array:
     return pa.array(weights, kind) if any(weights) else pa.nulls(len(weights), kind)
 
 
-def _index_batch(unit: WorkUnit, documents: Documents) -> pa.RecordBatch:
+def _index_batch(unit: WorkUnit, documents: Documents, positions: np.ndarray[Any, Any]) -> pa.RecordBatch:
+    digests = documents.digests()
+    last_of_row = np.searchsorted(positions, positions, side="right") - 1
     columns = [
         _array(np.diff(documents.offsets).astype(np.int32)),
         _array(documents.trained),
         _array(documents.weight),
         _array(np.full(len(documents), unit.source, np.int16)),
-        _array(documents.digests()),
+        _array(digests),
+        _array(digests[last_of_row]),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=INDEX_SCHEMA)
 
@@ -252,7 +260,8 @@ def _record_name(unit: int) -> str:
     return f"units/{unit:05d}.json"
 
 
-def _index_name(unit: int) -> str:
+def index_name(unit: int) -> str:
+    """The index rows of a unit, below the store's folder."""
     return f"units/{unit:05d}.arrow"
 
 
@@ -261,7 +270,10 @@ def read_record(store: Mirror, unit: int, fingerprint: str) -> UnitRecord | None
     # Of an object store only what is there counts: a copy here may be of a store that was deleted since.
     if not store.pull(_record_name(unit), again=True):
         return None
-    facts = json.loads((store.folder / _record_name(unit)).read_text(encoding="utf-8"))
+    try:
+        facts = json.loads((store.folder / _record_name(unit)).read_text(encoding="utf-8"))
+    except ValueError:
+        return None  # damaged: the unit is made again
     if facts["fingerprint"] != fingerprint:
         return None
     return UnitRecord(**{**facts, "rejects": [Reject(**reject) for reject in facts["rejects"]]})
@@ -269,6 +281,6 @@ def read_record(store: Mirror, unit: int, fingerprint: str) -> UnitRecord | None
 
 def read_unit_index(store: Mirror, unit: int) -> pa.Table:
     """The index rows of a finished unit."""
-    assert store.pull(_index_name(unit), again=True), "the index is written before the record"
-    with pa.OSFile(str(store.folder / _index_name(unit))) as file:
+    assert store.pull(index_name(unit), again=True), "the index is written before the record"
+    with pa.OSFile(str(store.folder / index_name(unit))) as file:
         return pa.ipc.open_file(file).read_all()

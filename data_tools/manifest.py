@@ -31,13 +31,19 @@ from data_tools.tokenizer import vocabulary_size
 REJECTS = "rejects.jsonl"
 
 
-def check_rejects(records: list[UnitRecord], rows: int, allowed: float, store: Path) -> None:
+def check_rejects(records: list[UnitRecord], rejected: int, rows: int, allowed: float, store: Path) -> None:
     """Stop as soon as more rows are rejected than the whole input may have.
+
+    Args:
+        records: of the units that are finished.
+        rejected: their rejected rows.
+        rows: of the whole input.
+        allowed: `data.max_reject_fraction`.
+        store: where the rejects are written.
 
     Raises:
         UserError: with the most frequent reasons.
     """
-    rejected = sum(reject.kind == "rejected" for record in records for reject in record.rejects)
     if rejected > allowed * rows:
         _write_rejects(store / REJECTS, records)
         raise UserError(
@@ -97,6 +103,7 @@ def write_store(
     store.push("index.arrow", REJECTS, MANIFEST)
     store.remove("units")
     shutil.rmtree(folder / "units")
+    shutil.rmtree(folder / "workers", ignore_errors=True)
 
 
 def _totals(records: list[UnitRecord]) -> dict[str, Any]:

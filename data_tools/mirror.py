@@ -9,6 +9,7 @@ no `.remote`, and then nothing here does anything.
 import hashlib
 import os
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,19 @@ def local_folder(location: str) -> Path:
     cache = Path(os.environ.get("SHARDTUNE_CACHE") or Path.home() / ".cache" / "shardtune")
     folder = cache / "stores" / hashlib.sha256(location.encode()).hexdigest()[:16]
     if not (folder / REMOTE).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / REMOTE).write_text(location.rstrip("/"), encoding="utf-8")
+    return folder
+
+
+def worker_folder(location: str) -> Path:
+    """Where one process makes shards: the store itself, or a folder of its own below the copy of a remote store.
+
+    Two processes may make the same unit; on their way to an object store their files must not meet.
+    """
+    folder = local_folder(location)
+    if is_remote(location):
+        folder = folder / "workers" / f"{socket.gethostname()}-{os.getpid()}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / REMOTE).write_text(location.rstrip("/"), encoding="utf-8")
     return folder

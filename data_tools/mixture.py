@@ -43,7 +43,7 @@ def mix(index: Index, tokens: NDArray[np.int64], shares: list[SourceShare], sett
     left_out = {"too_long": too_long, "no_labels": ~available & ~too_long}
     left_out["duplicate"] = available & (_repeats(index["digest"]) if settings.deduplicate else False)
     available &= ~left_out["duplicate"]
-    held_out = available & _held_out(index["digest"], available, settings)
+    held_out = available & _held_out(index["conversation"], available, settings)
     times = np.zeros(len(tokens), np.uint32)
     for source, documents in _by_source(index["source"], available & ~held_out):
         if shares[source] == SourceShare():
@@ -64,7 +64,10 @@ def _repeats(digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
 
 
 def _held_out(digests: NDArray[np.uint64], available: NDArray[np.bool_], settings: PlanSettings) -> NDArray[np.bool_]:
-    """The lowest digests, up to a border that no group of equal documents lies across."""
+    """The lowest digests of conversations, up to a border that no group of equal ones lies across.
+
+    Documents of one conversation (`split_turns`) share their turns: all are held out, or none.
+    """
     if settings.validation_count is None:
         return digests < np.uint64(settings.validation_fraction * 2.0**64)
     lowest = np.sort(digests[available])[: settings.validation_count]
@@ -92,7 +95,7 @@ def _take(
         return rounds * len(tokens) + int(np.searchsorted(running, rest, side="right"))
 
     by_rows = weights_by == "rows"
-    taken = int(len(tokens) * share.weight) if by_rows else within(int(int(running[-1]) * share.weight))
+    taken = int(round(len(tokens) * share.weight, 6)) if by_rows else within(int(int(running[-1]) * share.weight))
     if share.max_rows is not None:
         taken = min(taken, share.max_rows)
     if share.max_tokens is not None:

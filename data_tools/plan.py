@@ -59,16 +59,21 @@ def make_plan(store: TokenStore, settings: PlanSettings, folder: Path) -> "PackP
         return PackPlan(folder)
     index = store.index
     shares = _shares(store, settings)
-    pieces, unlabelled = cut_documents(store, settings.max_length, settings.too_long)
+    if settings.packing == "wrapped":  # the stream is cut, no matter how long a document is
+        pieces, unlabelled = Pieces.whole(index, np.flatnonzero(index["trained"] > 0)), 0
+    else:
+        pieces, unlabelled = cut_documents(store, settings.max_length, settings.too_long)
     tokens = np.bincount(pieces.documents, pieces.lengths, len(store)).astype(np.int64)
     mixture = mix(index, tokens, shares, settings)
     sources = source_facts(index, tokens, mixture, [source["name"] for source in store.manifest["sources"]])
     _check_mixture(sources, store, settings)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PLAN).unlink(missing_ok=True)
-    files = {}
+    files, lost = {}, {}
     for name, times in {"train": mixture.times, "validation": mixture.validation.astype(np.uint32)}.items():
-        batch = _pack_batch(store, _repeated(pieces, times, index["digest"], settings.seed), settings)
+        repeated = _repeated(pieces, times, index["digest"], settings.seed)
+        batch = _pack_batch(store, repeated, settings)
+        lost[name] = int(repeated.lengths.sum(dtype=np.int64) - batch.column("tokens").to_numpy().sum(dtype=np.int64))
         write_arrow(folder / f"{name}.arrow", batch.schema, [batch])
         files[name] = file_digest(folder / f"{name}.arrow")
     facts = {
@@ -77,8 +82,9 @@ def make_plan(store: TokenStore, settings: PlanSettings, folder: Path) -> "PackP
         "settings": asdict(settings),
         "files": files,
         "lengths": length_report(index["length"], settings.max_length),
-        "too_long": int((index["length"] > settings.max_length).sum()),
+        "too_long": 0 if settings.packing == "wrapped" else int((index["length"] > settings.max_length).sum()),
         "pieces_without_labels": unlabelled,
+        "tokens_in_rows_without_labels": lost,
         "sources": sources,
     }
     facts["hash"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

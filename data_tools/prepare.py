@@ -31,7 +31,7 @@ from data_tools.mirror import REMOTE, Mirror, local_folder, open_store
 from data_tools.readers import WorkUnit, read_rows
 from data_tools.samples import write_python_docs
 from data_tools.sources import SourceFiles, resolve_sources
-from data_tools.store import MANIFEST, TokenStore
+from data_tools.store import MANIFEST, TokenStore, write_json
 from data_tools.tokenizer import (
     PlainTextFrame,
     choose_template,
@@ -86,7 +86,7 @@ def prepare(
         settings = token_settings(config, given.sources, given.configs, tokenizer)
         mirror = Mirror(store)
         if mirror.pull(MANIFEST, again=True):
-            return _reopen(store, settings, config.max_reject_fraction)
+            return _reopen(mirror, config, given.sources, settings)
         engine = _start_store(store, tokenizer, config, given, fingerprint_of(settings))
         making = Making(
             store=mirror.uri or str(store.absolute()),
@@ -188,7 +188,9 @@ def _samples(given: _Input, units: list[WorkUnit]) -> Iterator[tuple[WorkUnit, S
                 continue
 
 
-def _reopen(store: Path, settings: dict[str, object], allowed: float) -> TokenStore:
+def _reopen(mirror: Mirror, config: DataConfig, sources: list[SourceFiles], settings: dict[str, object]) -> TokenStore:
+    """Open a finished store of the same tokens, however the configuration asks for them now."""
+    store, allowed = mirror.folder, config.max_reject_fraction
     finished = open_store(store)
     if finished.fingerprint != fingerprint_of(settings):
         made_with = finished.manifest["settings"]
@@ -204,6 +206,15 @@ def _reopen(store: Path, settings: dict[str, object], allowed: float) -> TokenSt
             f"more than data.max_reject_fraction={allowed:g} allows; the reasons are in {store / REJECTS}"
         )
     finished.verify()
+    made = finished.manifest["sources"]
+    now = {
+        "asked": config.asked(),
+        "sources": [{**facts, "configured": source.configured} for facts, source in zip(made, sources, strict=True)],
+    }
+    if any(finished.manifest[key] != value for key, value in now.items()):
+        write_json(store / MANIFEST, {**finished.manifest, **now})
+        mirror.push(MANIFEST)
+        finished = open_store(store)
     return finished
 
 
@@ -259,11 +270,12 @@ def _make_shards(config: DataConfig, making: Making, units: list[WorkUnit], on_u
     actors = config.actors
     if actors == "auto":
         actors = 0 if rows < IN_PROCESS_ROWS else len(units)
-    records = []
+    records, rejected = [], 0
     for record in make_on_actors(making, units, actors) if actors else _in_process(making, units):
         on_unit(record, rows)
         records.append(record)
-        check_rejects(records, rows, config.max_reject_fraction, local_folder(making.store))
+        rejected += sum(reject.kind == "rejected" for reject in record.rejects)
+        check_rejects(records, rejected, rows, config.max_reject_fraction, local_folder(making.store))
     return sorted(records, key=lambda record: record.unit)
 
 

@@ -11,7 +11,7 @@ trained run lengths, untrained first), `weights` (one per trained run; null wher
 manifest's sources), `row` (in that source, from 0). A row of a source can give several documents.
 
 The index counts labels: a trained first token, which nothing predicts, is none. `trained` is their number, `weight`
-the sum of their weights.
+the sum of their weights. `digest` is a hash of the tokens; `conversation` is that of the last document of the same row.
 """
 
 import errno
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from data_tools.errors import UserError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 
 INDEX_SCHEMA = pa.schema(
@@ -43,6 +43,7 @@ INDEX_SCHEMA = pa.schema(
         ("weight", pa.float32()),
         ("source", pa.int16()),
         ("digest", pa.uint64()),
+        ("conversation", pa.uint64()),
     ]
 )
 
@@ -267,7 +268,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not path.exists():
         state = "is not finished" if (folder / "shards").exists() else "does not exist"
         raise UserError(f"the token store {folder} {state}; run `shardtune prepare` with the same configuration")
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path} is damaged; delete {folder} and run `shardtune prepare`") from None
     if manifest["format_version"] != FORMAT_VERSION:
         raise UserError(
             f"{path} has format {manifest['format_version']}, this shardtune reads {FORMAT_VERSION}; prepare it again"

@@ -30,7 +30,11 @@ def write_store(
         shard_schema(like.vocab_size),
         [ids, runs, weights, [0] * count, list(range(count))],
     )
-    _write(folder / "index.arrow", INDEX_SCHEMA, [lengths, trained, trained, [0] * count, list(range(count))])
+    _write(
+        folder / "index.arrow",
+        INDEX_SCHEMA,
+        [lengths, trained, trained, [0] * count, list(range(count)), list(range(count))],
+    )
     (folder / "rejects.jsonl").write_text("")
     totals = {"rows_in": count, "rows_out": count, "rejected": 0, "dropped": 0}
     totals |= {"tokens": sum(lengths), "trained_tokens": sum(trained)}

@@ -44,6 +44,7 @@ def write_store(folder: Path, documents: list[StoredDocument], sources: list[int
         "weight": [float(of_document.sum()) for of_document in weights],
         "source": sources,
         "digest": [content_digest(document) for document in documents],
+        "conversation": [content_digest(document) for document in documents],
     }
     write_arrow(folder / "index.arrow", INDEX_SCHEMA, [pa.RecordBatch.from_pydict(index, INDEX_SCHEMA)])
     manifest = {

@@ -153,7 +153,8 @@ def planning(count: int) -> dict[str, Any]:
         "trained": np.full(count, 10, np.int32),
         "weight": np.full(count, 10, np.float32),
         "source": np.sort(random.integers(0, 25, count)).astype(np.int16),
-        "digest": random.integers(0, 2**64, count, dtype=np.uint64),
+        "digest": (digests := random.integers(0, 2**64, count, dtype=np.uint64)),
+        "conversation": digests,
     }
     with tempfile.TemporaryDirectory() as folder:
         store = write_store(Path(folder) / "tokens", random_documents([10], 0), [0], [0])

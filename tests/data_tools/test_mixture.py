@@ -60,6 +60,7 @@ def index_of(rows: list[int], seed: int = 0) -> Index:
 
 
 def mixed(index: Index, shares: list[SourceShare], chosen: PlanSettings) -> tuple[Mixture, Any]:
+    index = {"conversation": index["digest"], **index}  # one document each, unless a test says otherwise
     tokens = np.where(index["length"] <= chosen.max_length, index["length"], 0).astype(np.int64)
     mixture = mix(index, tokens, shares, chosen)
     return mixture, source_facts(index, tokens, mixture, [str(number) for number in range(len(shares))])
@@ -179,3 +180,15 @@ def test_every_document_is_taken_held_out_or_left_out_for_one_reason(
     places = np.stack([mixture.times > 0, mixture.validation, *mixture.left_out.values()])
     assert (places.sum(axis=0) == 1).all()
     assert sum(source["too_long"] for source in facts) == (index["length"] > 100).sum()
+
+
+def test_documents_of_one_conversation_are_held_out_together() -> None:
+    """`on_rewrite: split_turns` makes several documents of a row, and they share their turns."""
+    index = index_of([400])
+    index["length"][:] = 10
+    index["conversation"] = np.repeat(index["digest"][3::4], 4)
+    for chosen in (settings(0.3), settings(0, validation_count=50)):
+        mixture, _ = mixed(index, [SourceShare()], chosen)
+        held = mixture.validation.reshape(-1, 4)
+        assert 0 < held.any(axis=1).sum() < 100
+        assert (held.all(axis=1) == held.any(axis=1)).all()
