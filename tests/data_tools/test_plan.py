@@ -203,3 +203,12 @@ def test_sources_must_be_those_of_the_store_and_give_something(two_sources: Toke
 def test_imbalance_says_what_the_incomplete_step_costs(plan: PackPlan) -> None:
     everything, complete = plan.imbalance(8, 1), plan.imbalance(8, 1, complete_steps=True)
     assert 0 <= complete < everything < 1
+
+
+def test_a_wrapped_stream_takes_documents_of_any_length(store: TokenStore, tmp_path: Path) -> None:
+    settings = PlanSettings(64, "drop", 0.0, 8, 3, packing="wrapped")
+    plan = make_plan(store, settings, tmp_path)
+    assert (store.index["length"] > 64).any()
+    lost = plan.facts["tokens_in_rows_without_labels"]["train"]
+    assert plan.train.tokens.sum() + lost == store.index["length"][store.index["trained"] > 0].sum()
+    assert plan.facts["too_long"] == 0

@@ -237,3 +237,26 @@ def test_a_first_row_with_a_hole_is_one_reject(tmp_path: Path) -> None:
         ("qa", 30, 1),
         ("qa-2", 30, 1),
     ]
+
+
+def test_the_same_tokens_asked_for_in_other_words_are_the_same_store(
+    store: TokenStore, data_config: DataConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(store.folder, tmp_path, dirs_exist_ok=True)
+    named = data_config.sources[0].model_copy(update={"format": "messages"})
+    other = data_config.model_copy(update={"sources": [named]})
+    opened = prepare(other, tmp_path)
+    assert opened.manifest["asked"] == other.asked() != store.manifest["asked"]
+    assert opened.fingerprint == store.fingerprint
+
+
+def test_a_record_does_not_vouch_for_a_shard_that_is_gone(chat_file: Path, tmp_path: Path) -> None:
+    def interrupt(record: UnitRecord, rows: int) -> None:
+        if record.unit == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config(chat_file), tmp_path, interrupt)
+    (tmp_path / "shards" / "00001.arrow").unlink()
+    (tmp_path / "units" / "00000.json").write_text("{")
+    prepare(config(chat_file), tmp_path).verify()
