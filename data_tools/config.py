@@ -63,7 +63,7 @@ class SourceConfig(Section):
     """`module:function`, which makes a row of a known shape of each row."""
     roles: dict[str, str] = {}
     """Names of roles in the rows → system, user, assistant or tool; the usual ones (human, gpt, …) are known."""
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, gt=0, le=1000)
     """How often the plan takes the source: 0.5 takes half of it, 2 all of it twice."""
     max_rows: int | None = Field(None, ge=1)
     """The plan takes no more documents of the source than this."""

@@ -21,6 +21,7 @@ REMOTE = ".remote"
 
 def local_folder(location: str) -> Path:
     """The folder of a store: the path itself, or the copy of what a URI names (below `SHARDTUNE_CACHE`)."""
+    location = location.removeprefix("file://")
     if not is_remote(location):
         return Path(location)
     cache = Path(os.environ.get("SHARDTUNE_CACHE") or Path.home() / ".cache" / "shardtune")

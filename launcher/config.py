@@ -62,11 +62,13 @@ def load_run(name: str, overrides: list[str]) -> RunConfig:
 
 
 def find_store(name: str, overrides: list[str]) -> Path:
-    """The token store that a name means: its own folder, or the store of a run or of a YAML file.
+    """The token store that a name means: its own folder or URI, or the store of a run or of a YAML file.
 
     Raises:
         UserError: the name is none of these, or overrides are given to a store itself, which they cannot change.
     """
+    if is_remote(name):
+        return local_folder(name)
     # A run that is only prepared has a store, but no run.yaml yet.
     unplanned = [run / "tokens" for run in (Path(name), Path("runs") / name) if not (run / RUN_FILE).exists()]
     for folder in (Path(name), *unplanned):

@@ -216,3 +216,7 @@ def test_an_object_store_that_refuses(s3: str, tmp_path: Path, monkeypatch: pyte
     )
     with pytest.raises(UserError, match=r"data\.store: s3://no-such-bucket/tokens"):
         prepare(config, local_folder("s3://no-such-bucket/tokens"))
+
+
+def test_a_file_uri_is_a_folder(tmp_path: Path) -> None:
+    assert local_folder(f"file://{tmp_path}") == tmp_path
