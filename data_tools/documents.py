@@ -17,7 +17,7 @@ from data_tools.encode import Documents, Encoder, Item
 from data_tools.errors import RowError
 from data_tools.formats import Conversation, PlainText, RowReader, Tokens
 from data_tools.mirror import Mirror, worker_folder
-from data_tools.proofs import EVERY, Proofs
+from data_tools.proofs import Proofs
 from data_tools.readers import Row, WorkUnit, read_rows
 from data_tools.store import INDEX_SCHEMA, file_digest, shard_name, shard_schema, write_arrow, write_json
 from data_tools.tokenizer import PlainTextFrame, control_tokens, load_tokenizer, vocabulary_size
@@ -73,6 +73,8 @@ class Making:
     """In the manifest's order, with their formats."""
     engine: str
     """What encodes: `gigatoken` or `tokenizers`."""
+    sampled_every: int
+    """One row of so many is proved by the tokenizer and the template themselves."""
 
 
 @dataclass
@@ -178,7 +180,7 @@ class DocumentMaker:
         match sample:
             case Conversation():
                 chats = self._template.chats(sample)
-                if position % EVERY == 0:
+                if position % self._making.sampled_every == 0:
                     proofs.look(position, sample, chats)
                 return chats
             case PlainText():

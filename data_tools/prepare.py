@@ -28,6 +28,7 @@ from data_tools.hub import tokenizer_folder
 from data_tools.lock import Lock
 from data_tools.manifest import REJECTS, check_rejects, write_store
 from data_tools.mirror import REMOTE, Mirror, local_folder, open_store
+from data_tools.proofs import sampled_every
 from data_tools.readers import WorkUnit, read_rows
 from data_tools.samples import write_python_docs
 from data_tools.sources import SourceFiles, resolve_sources
@@ -95,6 +96,7 @@ def prepare(
             learning=Learning.of(config),
             sources=given.configs,
             engine=engine,
+            sampled_every=sampled_every(sum(unit.rows for unit in given.units)),
         )
         records = _make_shards(config, making, given.units, on_unit)
         facts = {"asked": config.asked(), "settings": settings, "encoder": engine}

@@ -15,8 +15,16 @@ from data_tools.encode import Encoder
 from data_tools.errors import UserError
 from data_tools.formats import Conversation
 
-EVERY = 512
-"""The sample of a unit: its first row, then one row of so many."""
+SAMPLE = 200
+"""Rows that are looked at closely, at least, where there are as many."""
+LEAST = 512
+"""One row of so many is looked at, at least."""
+
+
+def sampled_every(rows: int) -> int:
+    """Which rows of a unit are of the sample: the first, then one of so many; `rows` are those of all units."""
+    return min(max(rows // SAMPLE, 1), LEAST)
+
 
 MEANING = {
     "content": "the learnt text contains each learnt message",

@@ -212,7 +212,7 @@ def test_a_unit_is_a_pure_function_of_its_rows(store: TokenStore, data_config: D
     (tmp_path / "units").mkdir()
     sources = tuple(source.model_copy(update={"format": "messages"}) for source in data_config.sources)
     engine = store.manifest["encoder"]
-    making = Making(str(tmp_path), store.fingerprint, data_config.template_date, Learning(), sources, engine)
+    making = Making(str(tmp_path), store.fingerprint, data_config.template_date, Learning(), sources, engine, 1)
     maker = DocumentMaker(making)
     for unit in reversed(units):
         maker.make_shard(unit)
