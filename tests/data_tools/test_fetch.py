@@ -106,6 +106,7 @@ def shardtune(tmp_path: Path) -> Commands:
     return run
 
 
+@pytest.mark.slow
 def test_what_is_fetched_once_needs_no_network_again(
     recipe: Path, hub: Hub, shardtune: Commands, tmp_path: Path
 ) -> None:

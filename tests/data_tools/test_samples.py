@@ -7,8 +7,9 @@ from data_tools.samples import python_docs
 READER = RowReader(SourceConfig(sample="python_docs", format="messages"))
 
 
-def test_the_documentation_makes_thousands_of_chats() -> None:
+def test_the_documentation_makes_thousands_of_chats_and_always_the_same() -> None:
     chats = list(python_docs())
+    assert list(python_docs()) == chats
     assert 5_000 < len(chats) < 20_000
     assert len({str(chat) for chat in chats}) == len(chats)
     for chat in chats[::100]:
@@ -19,7 +20,3 @@ def test_the_documentation_makes_thousands_of_chats() -> None:
         "`textwrap.dedent` is a function of the module `textwrap`.\n\nRemove any common leading"
     )
     assert join[3]["content"] == "`textwrap.dedent` is called as `dedent(text)`."
-
-
-def test_two_builds_are_equal() -> None:
-    assert list(python_docs()) == list(python_docs())
