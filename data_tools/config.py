@@ -138,7 +138,7 @@ class DataConfig(Section):
     validation: ValidationConfig = ValidationConfig()
 
     actors: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Ray actors that tokenize; 0 works in this process; auto: 0 for a few thousand rows, else one per CPU."""
+    """Ray actors that tokenize; 0 works in this process; auto: 0 below 50,000 rows, else one per CPU."""
     rows_per_shard: int | None = Field(None, ge=1)
     """Rows of a source in one unit of work, which becomes one shard; by default about 256 MB of text, less for small
     inputs."""

@@ -91,7 +91,7 @@ def write_store(
         ],
         "totals": _totals(records),
         "index": file_digest(folder / "index.arrow"),
-        "proofs": proof_report([record.proved for record in records], sum(record.rows_out for record in records)),
+        "proofs": proof_report([record.proved for record in records], sum(record.documents for record in records)),
         "shards": [
             {"file": shard_name(record.unit), "documents": record.documents, "blake3": record.blake3}
             for record in records

@@ -44,7 +44,7 @@ from data_tools.tokenizer import (
 from data_tools.units import work_units
 
 LOCK = ".lock"
-IN_PROCESS_ROWS = 8_000
+IN_PROCESS_ROWS = 50_000
 """Below this many rows, starting Ray takes longer than the work."""
 
 SAMPLE_ROWS = 16

@@ -115,11 +115,12 @@ def _text_lines(file: str) -> Iterator[bytes]:
 def _parse_odd_line(line: bytes) -> Row:
     """What orjson refuses: rows with half of a surrogate pair or a byte order mark, and everything that is no row."""
     try:
-        row = json.loads(line.removeprefix(BYTE_ORDER_MARK).decode(), parse_constant=_refuse_constant)
+        text = line.removeprefix(BYTE_ORDER_MARK).rstrip(BLANK).decode()
+        row = json.loads(text, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         return RowError(f"not UTF-8: {error.reason} at byte {error.start}")
     except json.JSONDecodeError as error:
-        return RowError(f"not JSON: {error}")
+        return RowError(f"not JSON: {error.msg} at character {error.pos}")
     except RecursionError:
         return RowError("not JSON: nested too deeply")
     except RowError as error:

@@ -1,6 +1,7 @@
 """`data.sources` → the files of each source: paths, globs, folders, URIs, data sets on the hub, the embedded sample."""
 
 from dataclasses import dataclass
+from glob import has_magic
 from pathlib import Path
 
 from data_tools.config import SourceConfig
@@ -74,8 +75,10 @@ def local_splits(config: SourceConfig) -> dict[str, list[str]]:
 
 
 def _stem(location: str) -> str:
-    """`chats` of `data/chats.jsonl.gz`."""
-    name = Path(location).name
+    """`chats` of `data/chats.jsonl.gz`; of a glob, the folder that it looks into."""
+    while has_magic(Path(location).name):
+        location = str(Path(location).parent)
+    name = Path(location).name or "files"
     while Path(name).suffix.lower() in (*FORMATS, *COMPRESSIONS):
         name = Path(name).stem
     return name
