@@ -17,7 +17,6 @@ PREPARE = [
     "ray>=2.60,<3",
     "sentencepiece>=0.2.3,<0.3",
     "transformers>=5.23,<6",
-    "zstandard>=0.23,<1",
 ]
 S3 = ["s3fs>=2026.2"]
 GCS = ["gcsfs>=2026.2"]

@@ -59,7 +59,7 @@ def _load_gigatoken(tokenizer_json: str) -> gigatoken.Tokenizer | None:
     try:
         return gigatoken.Tokenizer.from_json(tokenizer_json)
     except (ValueError, NotImplementedError, RuntimeError, TypeError, KeyError):
-        return None
+        return None  # what it raises for vocabularies that it does not know; then `tokenizers` encodes
 
 
 def choose_encoder(asked: str, backend: Tokenizer, texts: list[str]) -> str:

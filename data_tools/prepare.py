@@ -45,7 +45,7 @@ from data_tools.units import work_units
 
 LOCK = ".lock"
 IN_PROCESS_ROWS = 50_000
-"""Below this many rows, starting Ray takes longer than the work."""
+"""Below this many rows, one process is done about as soon as actors are."""
 
 SAMPLE_ROWS = 16
 """Rows of each source on which a fast encoder must agree with the tokenizer before it is used."""
@@ -238,7 +238,8 @@ def _start_store(
     saved = load_tokenizer(str(store / "tokenizer"))
     if tokenizer_digest(saved) != tokenizer_digest(tokenizer):
         raise UserError("data.tokenizer: saved and loaded again it encodes differently; save it with this transformers")
-    return choose_encoder(config.encoder, plain_backend(saved), _first_texts(saved, config, given))
+    texts = _first_texts(saved, config, given)  # first: the plain backend adds no token any more
+    return choose_encoder(config.encoder, plain_backend(saved), texts)
 
 
 def _first_texts(tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: _Input) -> list[str]:
