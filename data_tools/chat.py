@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
-from data_tools.chat_text import ByteSpan, FilledChat, RenderedChat
+from data_tools.chat_text import ByteSpan, RenderedChat
 from data_tools.config import DataConfig
 from data_tools.errors import RowError, UserError
 from data_tools.formats import Conversation
 from data_tools.literals import ControlTokens, without_marks
 from data_tools.messages import Message
-from data_tools.skeleton import Skeletons
+from data_tools.skeleton import FilledChat, Skeletons
 from data_tools.template import CharSpan, JinjaTemplate
 from data_tools.turns import RewriteError, TurnFinder, check_tools
 
@@ -133,8 +133,6 @@ class ChatTemplate:
         roles, contents = conversation.parts
         if self._control and self._control.are_in([contents, conversation.tools, conversation.template_arguments]):
             return None
-        if not all(content.isascii() or is_unicode(content) for content in contents):
-            raise RowError(_NO_UNICODE)
         skeleton = self._skeletons.of(conversation, roles)
         return skeleton.fill(contents) if skeleton else None
 
@@ -203,15 +201,6 @@ class ChatTemplate:
             template_arguments={key: marked(value) for key, value in conversation.template_arguments.items()},
             parts=None,
         )
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 _NO_UNICODE = "a message has half of a surrogate pair, which is no Unicode text"

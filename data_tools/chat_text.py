@@ -1,7 +1,6 @@
 """A conversation as the model sees it."""
 
 from dataclasses import dataclass
-from itertools import accumulate
 
 ByteSpan = tuple[int, int]
 """Bytes [start, end) of a UTF-8 text."""
@@ -33,29 +32,3 @@ class RenderedChat:
     def size(self) -> int:
         """Bytes of the text."""
         return len(self.text)
-
-
-@dataclass(slots=True)
-class FilledChat:
-    """A conversation between the constant parts of its template: many of them become bytes at once, in `encode.py`."""
-
-    pieces: list[str]
-    """Parts and contents in turns; together they are the text."""
-    places: list[int]
-    """The piece in which each border of a span lies, start and end in turns."""
-    offsets: list[int]
-    """The byte of that piece."""
-    weights: list[float] | None = None
-
-    def rendered(self) -> RenderedChat:
-        """The text and its spans."""
-        encoded = [piece.encode() for piece in self.pieces]
-        starts = list(accumulate(map(len, encoded), initial=0))
-        borders = [starts[place] + offset for place, offset in zip(self.places, self.offsets, strict=True)]
-        spans = list(zip(borders[::2], borders[1::2], strict=True))
-        return RenderedChat(b"".join(encoded), spans, self.weights)
-
-    @property
-    def size(self) -> int:
-        """Characters of the text."""
-        return sum(map(len, self.pieces))

@@ -164,9 +164,9 @@ class DocumentMaker:
                 items.append(item)
                 size += item.size
             if len(rows) >= _ROWS_AT_ONCE or size >= _BYTES_AT_ONCE:
-                yield from self._batch(unit, rows, items, tally)
+                yield from self._batch(unit, rows, items, tally, proofs)
                 rows, items, size = [], [], 0
-        yield from self._batch(unit, rows, items, tally)
+        yield from self._batch(unit, rows, items, tally, proofs)
 
     def _make_items(self, row: Row, source: int, position: int, proofs: Proofs) -> Sequence[Item]:
         """The documents of one row, not yet encoded.
@@ -190,17 +190,20 @@ class DocumentMaker:
                     raise RowError(f"`input_ids` has ids outside the vocabulary of {self._vocab_size}")
                 return [sample]
 
-    def _batch(self, unit: WorkUnit, rows: list[int], items: list[Item], tally: _Tally) -> Iterator[pa.RecordBatch]:
+    def _batch(
+        self, unit: WorkUnit, rows: list[int], items: list[Item], tally: _Tally, proofs: Proofs
+    ) -> Iterator[pa.RecordBatch]:
         if not items:
             return
         documents = self._encoder.encode(items)
         positions = np.array(rows, np.int64)
+        proofs.compare(documents, positions)
         kept = documents.trained > 0
-        with_document = set(positions[kept].tolist())
+        with_document = np.unique(positions[kept])
         tally.rows_out += len(with_document)
         tally.conversations += sum(not isinstance(item, Tokens) for item in items)
         tally.rewritten += len({row for row, item in zip(rows, items, strict=True) if _is_rewritten(item)})
-        for position in sorted(set(rows) - with_document):
+        for position in np.setdiff1d(positions, with_document).tolist():
             number = unit.first_row + position
             tally.rejects.append(Reject(str(unit.file), number, "dropped", "nothing to train on"))
         batch = self._shard_batch(unit, documents, positions)

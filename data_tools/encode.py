@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from data_tools.backends import load_gigatoken, plain_backend, token_lengths
-from data_tools.chat_text import FilledChat, RenderedChat
+from data_tools.chat_text import RenderedChat
 from data_tools.formats import Tokens
 from data_tools.masks import Masks, label_counts, mask_runs, token_borders
+from data_tools.skeleton import FilledChat
 
 Item = RenderedChat | FilledChat | Tokens
 """What can become a document."""
@@ -71,7 +72,6 @@ class Encoder:
     def encode(self, items: Sequence[Item]) -> Documents:
         """Encode rendered chats; every token that holds a byte of a learnt span is trained."""
         batch = _Batch.of(items)
-        weights = [None if isinstance(item, Tokens) else item.weights for item in items]
         simple = np.array(
             [self._is_simple(item, text) for item, text in zip(items, batch.texts, strict=True)], np.bool_
         )
@@ -91,7 +91,7 @@ class Encoder:
         if not simple.all():
             ids, offsets, borders, counts = self._replace(items, simple, ids, offsets, borders, counts)
         masks = mask_runs(borders, counts, offsets)
-        return Documents(ids, offsets, masks, weights, *label_counts(masks, _every_run(weights, masks)))
+        return Documents(ids, offsets, masks, batch.weights, *label_counts(masks, _every_run(batch.weights, masks)))
 
     def encode_alone(self, item: Item) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """The ids and the mask of one document by the tokenizer's own offsets, which is slow and sure."""
@@ -101,7 +101,7 @@ class Encoder:
         return ids, np.cumsum(mask[:-1]) > 0
 
     def _is_simple(self, item: Item, text: bytes) -> bool:
-        if isinstance(item, Tokens) or (isinstance(item, RenderedChat) and item.literals):
+        if not isinstance(item, FilledChat) and (isinstance(item, Tokens) or item.literals):
             return False
         return not self._composes or text.isascii() or unicodedata.is_normalized("NFC", text.decode())
 
@@ -113,7 +113,7 @@ class Encoder:
             return np.asarray(layout.content.data)[offsets[0] : offsets[-1]].view(np.int32), offsets - offsets[0]
         encodings = self._backend.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
         each = [np.array(encoding.ids, np.int32) for encoding in encodings]
-        return np.concatenate([np.empty(0, np.int32), *each]), _offsets(each)
+        return np.concatenate([np.empty(0, np.int32), *each]), _ends([len(ids) for ids in each])
 
     def _replace(
         self,
@@ -129,7 +129,10 @@ class Encoder:
         each_borders = np.split(borders - np.repeat(offsets[:-1], counts), np.cumsum(counts)[:-1])
         for number in np.flatnonzero(~simple).tolist():
             each_ids[number], each_borders[number] = self._encode_one(items[number])
-        new_offsets, new_counts = _offsets(each_ids), np.array([len(each) for each in each_borders], np.int64)
+        new_offsets, new_counts = (
+            _ends([len(each) for each in each_ids]),
+            np.array([len(each) for each in each_borders], np.int64),
+        )
         new_borders = np.concatenate(each_borders) + np.repeat(new_offsets[:-1], new_counts)
         return np.concatenate(each_ids).astype(np.int32, copy=False), new_offsets, new_borders, new_counts
 
@@ -160,48 +163,57 @@ class Encoder:
 
 @dataclass(frozen=True)
 class _Batch:
-    """The texts of a batch, end to end, and the borders of their spans."""
+    """The texts of a batch and the borders of their spans."""
 
     texts: list[bytes]
     text_offsets: NDArray[np.int64]
-    """[items + 1], where each begins."""
+    """[items + 1], where each begins, were they end to end."""
     borders: NDArray[np.int64]
     """Bytes of the whole batch, start and end of each span in turns."""
     border_counts: NDArray[np.int64]
     """[items]"""
+    weights: list[list[float] | None]
+    """[items], of the spans."""
 
     @classmethod
     def of(cls, items: Sequence[Item]) -> "_Batch":
-        pieces: list[str] = []
-        first_pieces, places, offsets, counts = [0], list[int](), list[int](), list[int]()
+        """A border is so many constant bytes after the start of its text, and so many contents."""
+        texts, weights = list[bytes](), list[list[float] | None]()
+        constants, befores, border_counts = list[int](), list[int](), list[int]()
+        content_lengths, content_counts = list[int](), list[int]()
         for item in items:
             if isinstance(item, FilledChat):
-                pieces += item.pieces
-                places += item.places
-                offsets += item.offsets
-                counts.append(len(item.places))
-            elif isinstance(item, RenderedChat):
-                pieces.append(item.text.decode())
-                borders = [border for span in item.spans for border in span]
-                places += [0] * len(borders)
-                offsets += borders
-                counts.append(len(borders))
-            else:
-                pieces.append("")
-                counts.append(0)
-            first_pieces.append(len(pieces))
-        text = "".join(pieces)
-        data = text.encode()
-        if len(data) == len(text):
-            lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
-        else:
-            lengths = np.array([len(each) if each.isascii() else len(each.encode()) for each in pieces], np.int64)
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        first, border_counts = np.array(first_pieces), np.array(counts, np.int64)
-        text_offsets = starts[first]
-        in_pieces = np.array(places, np.int64) + np.repeat(first[:-1], border_counts)
-        texts = [data[start:end] for start, end in pairwise(text_offsets.tolist())]
-        return cls(texts, text_offsets, starts[in_pieces] + np.array(offsets, np.int64), border_counts)
+                skeleton, contents, text = item.skeleton, item.contents, item.text()
+                encoded = text.encode()
+                ascii_only = len(encoded) == len(text)
+                content_lengths += map(len, contents if ascii_only else [content.encode() for content in contents])
+                content_counts.append(len(contents))
+                constants += skeleton.borders
+                befores += skeleton.contents_before
+                border_counts.append(len(skeleton.borders))
+                weights.append(skeleton.weights)
+                texts.append(encoded)
+                continue
+            content_counts.append(0)
+            texts.append(b"" if isinstance(item, Tokens) else item.text)
+            weights.append(None if isinstance(item, Tokens) else item.weights)
+            borders = [] if isinstance(item, Tokens) else [border for span in item.spans for border in span]
+            constants += borders
+            befores += [0] * len(borders)
+            border_counts.append(len(borders))
+        text_offsets, content_ends = _ends([len(text) for text in texts]), _ends(content_lengths)
+        counts = np.array(border_counts, np.int64)
+        first_content = _ends(content_counts)[:-1]
+        moved = np.repeat(text_offsets[:-1] - content_ends[first_content], counts)
+        in_contents = content_ends[np.repeat(first_content, counts) + np.array(befores, np.int64)]
+        return cls(texts, text_offsets, moved + in_contents + np.array(constants, np.int64), counts, weights)
+
+
+def _ends(lengths: Sequence[int]) -> NDArray[np.int64]:
+    """[lengths + 1]: 0, and where each ends when they are put end to end."""
+    ends = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=ends[1:])
+    return ends
 
 
 def _in_characters(text: str, item: RenderedChat) -> NDArray[np.int64]:
@@ -223,7 +235,3 @@ def _every_run(weights: list[list[float] | None], masks: Masks) -> NDArray[np.fl
             start, end = masks.offsets[document : document + 2]
             every[start + 1 : end : 2] = own
     return every
-
-
-def _offsets(each: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum([len(ids) for ids in each], dtype=np.int64)])

@@ -32,16 +32,25 @@ def plain_parts(messages: list[Any]) -> Parts | None:
 
     This is the common case, nothing has to be done to such messages, and it has to be fast: no loop of ours.
     """
-    if set(map(type, messages)) != {dict} or set(map(len, messages)) != {2}:
-        return None
     try:
         roles = tuple([message["role"] for message in messages])
         contents = [message["content"] for message in messages]
-    except KeyError:
+        text = "".join(contents)  # a TypeError unless all are texts
+        plain = _PLAIN_ROLES.issuperset(roles) and sum(map(len, messages)) == 2 * len(messages)
+    except (KeyError, TypeError):
         return None
-    if set(map(type, (*roles, *contents))) != {str} or not _PLAIN_ROLES.issuperset(roles):
+    if not plain or not all(contents) or any(map(str.isspace, contents)):
         return None
-    return (roles, contents) if all(contents) and not any(map(str.isspace, contents)) else None
+    return (roles, contents) if text.isascii() or _is_unicode(text) else None
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def plain_message(role: str, content: str) -> Message:

@@ -9,15 +9,19 @@ prompt       nothing that asks for a turn is learnt               a sample, here
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_tools.chat import ChatTemplate
-from data_tools.chat_text import FilledChat, RenderedChat
-from data_tools.encode import Encoder
+from data_tools.chat_text import RenderedChat
+from data_tools.encode import Documents, Encoder
 from data_tools.errors import UserError
 from data_tools.formats import Conversation
+from data_tools.skeleton import FilledChat
 
 SAMPLE = 200
 """Rows that are looked at closely, at least, where there are as many."""
-LEAST = 512
+LEAST = 1024
 """One row of so many is looked at, at least."""
 
 
@@ -46,6 +50,7 @@ class Proofs:
         self._template = template
         self._encoder = encoder
         self._ids = self._prompt = 0
+        self._looked_at: dict[int, list[RenderedChat]] = {}
 
     def counts(self, conversations: int) -> dict[str, int]:
         """How often each proof was made in a unit of so many rendered conversations."""
@@ -53,33 +58,46 @@ class Proofs:
         return {"content": conversations, "end_of_turn": ended, "ids": self._ids, "prompt": self._prompt}
 
     def look(self, position: int, conversation: Conversation, chats: Sequence[RenderedChat | FilledChat]) -> None:
-        """Look closely at a conversation of the sample.
+        """Look closely at a conversation of the sample; its tokens are compared once they are there.
 
         Raises:
             UserError: a proof fails: nothing that was made can be trusted.
         """
-        self._prove_ids(position, conversation, chats)
-        self._ids += 1
-        self._prompt += self._template.prove_prompt(conversation)
-
-    def _prove_ids(self, position: int, conversation: Conversation, chats: Sequence[RenderedChat | FilledChat]) -> None:
         slow = self._template.render_with_jinja(conversation)
         if [each.rendered() if isinstance(each, FilledChat) else each for each in chats] != slow:
             raise UserError(
                 f"row {position} of a unit: the compiled template does not write what Jinja writes; report this"
             )
-        made = self._encoder.encode(chats)
-        for number, chat in enumerate(slow):
-            expected_ids, expected_mask = self._encoder.encode_alone(chat)
-            start, end = made.offsets[number : number + 2]
-            if made.ids[start:end].tolist() != expected_ids.tolist():
-                raise UserError(
-                    f"row {position} of a unit: the encoder's ids are not the tokenizer's; set data.encoder=tokenizers"
-                )
-            if made.mask(number).tolist() != expected_mask.tolist():
-                raise UserError(
-                    f"row {position} of a unit: the mask is not that of the tokenizer's offsets; report this"
-                )
+        self._looked_at[position] = slow
+        self._prompt += self._template.prove_prompt(conversation)
+
+    def compare(self, documents: Documents, positions: NDArray[np.int64]) -> None:
+        """Compare the tokens of conversations of the sample with those of the tokenizer itself.
+
+        Args:
+            documents: what becomes part of the store.
+            positions: [documents] the row of each in its unit, ascending.
+
+        Raises:
+            UserError: they are not the same.
+        """
+        for position, chats in self._looked_at.items():
+            first = int(np.searchsorted(positions, position))
+            for number, chat in enumerate(chats, start=first):
+                self._compare_one(position, documents, number, chat)
+        self._ids += len(self._looked_at)
+        self._looked_at = {}
+
+    def _compare_one(self, position: int, documents: Documents, number: int, chat: RenderedChat) -> None:
+        assert number < len(documents), "the documents of a row are in one batch"
+        expected_ids, expected_mask = self._encoder.encode_alone(chat)
+        start, end = documents.offsets[number : number + 2]
+        if not np.array_equal(documents.ids[start:end], expected_ids):
+            raise UserError(
+                f"row {position} of a unit: the encoder's ids are not the tokenizer's; set data.encoder=tokenizers"
+            )
+        if not np.array_equal(documents.mask(number), expected_mask):
+            raise UserError(f"row {position} of a unit: the mask is not that of the tokenizer's offsets; report this")
 
 
 def proof_report(counts: list[dict[str, int]], conversations: int) -> dict[str, dict[str, object]]:

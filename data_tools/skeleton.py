@@ -12,8 +12,9 @@ import marshal
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
-from data_tools.chat_text import FilledChat, RenderedChat
+from data_tools.chat_text import RenderedChat
 from data_tools.errors import RowError
 from data_tools.flow import contents_only_flow_out
 from data_tools.formats import Conversation
@@ -68,6 +69,15 @@ class _Slot:
 class Skeleton:
     """The constant parts of a text, and the spans among them."""
 
+    form: str
+    """The constant parts, with `%s` where contents go."""
+    borders: list[int]
+    """For each border of a span (start and end in turns), the bytes of constant parts before it …"""
+    contents_before: list[int]
+    """… and how many contents come before it."""
+    weights: list[float] | None
+    """Of the spans."""
+
     def __init__(self, marked: RenderedChat) -> None:
         """Take apart the rendering of a probe.
 
@@ -78,33 +88,56 @@ class Skeleton:
         self._slots = [_Slot.found(match) for match in _SLOT.finditer(text)]
         edges = [0, *(edge for slot in self._slots for edge in (slot.start, slot.end)), len(text)]
         parts = [text[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
-        self._parts = [""] * (2 * len(parts) - 1)
-        self._parts[::2] = parts
+        self.form = "%s".join(part.replace("%", "%%") for part in parts)
+        part_starts = list(accumulate((len(part.encode()) for part in parts), initial=0))
         byte_edges = [len(text[:edge].encode()) for edge in edges]
-        borders = [self._place(border, byte_edges) for span in marked.spans for border in span]
-        self._places = [piece for piece, _ in borders]
-        self._offsets = [offset for _, offset in borders]
-        self._weights = marked.weights
+        places = [self._place(border, byte_edges) for span in marked.spans for border in span]
+        self.borders = [part_starts[part] + offset for part, offset in places]
+        self.contents_before = [part for part, _ in places]
+        self.weights = marked.weights
         self._in_order = [slot.message for slot in self._slots] == list(range(len(self._slots)))
         self._messages = [slot.message for slot in self._slots]
         self._strips = any(slot.strips for slot in self._slots)
 
     def _place(self, position: int, edges: list[int]) -> tuple[int, int]:
-        """The piece in which a position lies, and the byte of it."""
-        slots = sum(end <= position for end in edges[2::2][: len(self._slots)])
-        if edges[2 * slots + 1] < position:
+        """The constant part in which a position lies, and the byte of it."""
+        part = sum(end <= position for end in edges[2::2][: len(self._slots)])
+        if edges[2 * part + 1] < position:
             raise ValueError("inside a content")
-        return 2 * slots, position - edges[2 * slots]
+        return part, position - edges[2 * part]
 
-    def fill(self, contents: list[str]) -> FilledChat:
+    def fill(self, contents: list[str]) -> "FilledChat":
         """A conversation with these contents."""
         if len(contents) != len(self._messages) or not self._in_order:
             contents = [contents[message] for message in self._messages]
         if self._strips:
             contents = [slot.strip(content) for slot, content in zip(self._slots, contents, strict=True)]
-        pieces = self._parts.copy()
-        pieces[1::2] = contents
-        return FilledChat(pieces, self._places, self._offsets, self._weights)
+        return FilledChat(self, contents)
+
+
+@dataclass(slots=True)
+class FilledChat:
+    """A conversation between the constant parts of its template: `encode.py` finds the borders of many at once."""
+
+    skeleton: Skeleton
+    contents: list[str]
+
+    def text(self) -> str:
+        """The whole text."""
+        return self.skeleton.form % tuple(self.contents)
+
+    def rendered(self) -> RenderedChat:
+        """The text and its spans."""
+        ends = list(accumulate((len(content.encode()) for content in self.contents), initial=0))
+        places = zip(self.skeleton.borders, self.skeleton.contents_before, strict=True)
+        borders = [constant + ends[contents] for constant, contents in places]
+        spans = list(zip(borders[::2], borders[1::2], strict=True))
+        return RenderedChat(self.text().encode(), spans, self.skeleton.weights)
+
+    @property
+    def size(self) -> int:
+        """Characters of the contents."""
+        return sum(map(len, self.contents))
 
 
 class Skeletons:
