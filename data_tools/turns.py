@@ -9,6 +9,7 @@ rendered up to a turn and the text rendered with it. Never from searching for kn
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from data_tools.errors import RowError
@@ -152,8 +153,17 @@ class TurnFinder:
         """Take off what ends the turn, down to what the message says."""
         start, end = turn.span
         while (body := text[start:end].rstrip()).endswith(self.ends):
-            end = start + len(body) - max(len(ending) for ending in self.ends if body.endswith(ending))
+            end = start + len(body) - next(length for length in self._end_lengths if body[-length:] in self._end_set)
         return Turn(turn.message, (start, start + len(body)))
+
+    @cached_property
+    def _end_set(self) -> set[str]:
+        return set(self.ends)
+
+    @cached_property
+    def _end_lengths(self) -> list[int]:
+        """Longest first."""
+        return sorted({len(end) for end in self.ends}, reverse=True)
 
     def _prove(self, text: str, turn: Turn, conversation: Conversation, wanted: list[int]) -> None:
         """What the message says is in the turn's text, or the turn was rewritten, or lost."""
