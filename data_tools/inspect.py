@@ -126,7 +126,8 @@ class Inspection:
 
     @property
     def proofs(self) -> dict[str, dict[str, Any]]:
-        """What `prepare` proved about the masks: name → checked, of, text; empty for stores that do not say."""
+        """What `prepare` proved about the masks: name → checked, of, text, and for those that say
+        nothing here `not_applicable`; empty for stores that do not say."""
         return dict(self.store.manifest.get("proofs", {}))
 
     def as_json(self) -> dict[str, Any]:

@@ -133,6 +133,14 @@ def test_mistakes(store: TokenStore, recipe: Path, tmp_path: Path, capsys: pytes
     assert "--html: cannot write" in error(store.folder, "--html", tmp_path / "gone" / "page.html")
 
 
+def test_a_proof_that_does_not_apply_is_not_told_as_none_of_many(store: TokenStore, tmp_path: Path) -> None:
+    proofs = {"prompt": {"checked": 0, "of": 2, "text": "nothing that asks is learnt", "not_applicable": HOSTILE}}
+    made = write_store(tmp_path / "s", store, [{"ids": [5, 6], "runs": [1, 1]}], proofs=proofs)
+    shown = screen(inspect_store(made, None, 1), width=400)
+    assert "prompt: does not apply (\\x1b[31mred" in shown and "0 of 2" not in shown
+    assert not re.search(ACTING, shown)
+
+
 def test_what_prepare_may_tell_of_a_source_is_shown(store: TokenStore, tmp_path: Path) -> None:
     made = write_store(tmp_path / "s", store, [{"ids": [5, 6], "runs": [1, 1]}])
     facts = json.loads((made.folder / "manifest.json").read_text(encoding="utf-8"))
