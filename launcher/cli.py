@@ -128,7 +128,9 @@ def _add_inspect(commands: Any) -> None:
     command = commands.add_parser("inspect", help=text, description=text.capitalize() + ".", epilog=_OVERRIDES)
     command.add_argument("config", metavar="STORE|RUN|CONFIG", help="the folder of a store or run, or a YAML file")
     command.add_argument("--source", metavar="NAME", help="only this source")
-    command.add_argument("--n", type=int, default=5, metavar="N", help="documents to show, spread evenly (5)")
+    command.add_argument(
+        "--n", type=int, default=5, metavar="N", help="documents to show, spread evenly (5); 0: totals"
+    )
     command.add_argument("--html", type=Path, metavar="FILE", help="write a page, too")
 
 

@@ -72,7 +72,7 @@ def find_store(name: str, overrides: list[str]) -> Path:
     # A run that is only prepared has a store, but no run.yaml yet.
     unplanned = [run / "tokens" for run in (Path(name), Path("runs") / name) if not (run / RUN_FILE).exists()]
     for folder in (Path(name), *unplanned):
-        if (folder / MANIFEST).exists():
+        if (folder / MANIFEST).exists() or (folder / "shards").is_dir():  # finished or not: reading it will tell
             if overrides:
                 raise UserError(f"{overrides[0]}: {folder} is a token store, which no override changes; leave it out")
             return folder

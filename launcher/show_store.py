@@ -30,7 +30,8 @@ def show_store(found: Inspection, console: Console) -> None:
     for name, proof in found.proofs.items():
         console.print(Text(visible(f"{name}: {_checked(proof)}; {proof['text']}")))
     marks = ("", "") if console.color_system else ("⟦", "⟧")
-    console.print(_legend(found, marks))
+    if found.documents:
+        console.print(_legend(found, marks))
     for document in found.documents:
         console.print()
         console.print(Text(_caption(document), "bold"))

@@ -79,10 +79,11 @@ def _what_was_read(sources: list[dict[str, Any]]) -> list[str]:
 def inspect_stage(folder: Path, console: Console, source: str | None, count: int, html: Path | None) -> dict[str, Any]:
     """Token store → what people look at, on the terminal and as a page."""
     from data_tools.inspect import inspect_store
-    from data_tools.mirror import open_store
+    from data_tools.mirror import naming_damage, open_store
     from launcher.show_store import show_store
 
-    found = inspect_store(open_store(folder), source, count)
+    with naming_damage(folder):
+        found = inspect_store(open_store(folder), source, count)
     show_store(found, console)
     if html is not None:
         from data_tools.inspect_page import write_page

@@ -296,8 +296,8 @@ def test_the_page_stands_alone_and_names_every_token(store: TokenStore, tmp_path
 def test_mistakes(store: TokenStore, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no source chat; did you mean chats\? \(its sources: chats\)"):
         inspect_store(store, "chat", 5)
-    with pytest.raises(UserError, match="--n 0: there is nothing to show"):
-        inspect_store(store, None, 0)
+    with pytest.raises(UserError, match="--n -1: give the number"):
+        inspect_store(store, None, -1)
     with pytest.raises(UserError, match=r"cannot write .*page\.html: No such file or directory"):
         write_page(inspect_store(store, None, 1), tmp_path / "gone" / "page.html")
     with pytest.raises(UserError, match=r"cannot write .*: Is a directory"):
