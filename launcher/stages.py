@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from data_tools.errors import UserError
-from data_tools.lock import LOCK_FILE
+from data_tools.lock import LOCK_FILE, Pin
 from data_tools.store import MANIFEST
 from launcher.config import RunConfig, save_run
 from launcher.run_folder import check_may_start, check_same_run, planned_attention_cost, read_status, summary
@@ -25,13 +25,26 @@ def fetch_stage(config: RunConfig, console: Console) -> dict[str, Any]:
     with console.status("fetching and comparing" if was_locked else "fetching"):
         lock = fetch(config.data, config.model.path, config.model.revision, path)
     remote = [pin for pin in lock.pins if pin.commit]
-    for pin in remote:
-        console.print(f"{pin.kind} {pin.id} at {pin.commit}, {len(pin.files)} files", markup=False, highlight=False)
+    for line in _what_was_fetched(remote):
+        console.print(line, markup=False, highlight=False)
     size = sum(file["size"] for pin in lock.pins for file in pin.files.values())
     what = f"{len(remote)} of {len(lock.pins)} inputs are from the hub" if remote else "all inputs are local"
     done = "everything is still as it was fetched" if was_locked else "fetched"
     console.print(f"[green]{done}[/]: {what}, {size / 1e6:,.1f} MB → {path}")
     return {"lock": str(path), "pins": len(lock.pins), "from_hub": len(remote), "bytes": size}
+
+
+def _what_was_fetched(pins: list[Pin]) -> list[str]:
+    """One line for each repository, whatever number of sources it has."""
+    repositories: dict[str, list[Pin]] = {}
+    for pin in pins:
+        repositories.setdefault(f"{pin.kind} {pin.id} at {pin.commit}", []).append(pin)
+    lines = []
+    for name, its in repositories.items():
+        sources = f"{len(its)} sources, " if len(its) > 1 else ""
+        files = len({file for pin in its for file in pin.files})
+        lines.append(f"{name}: {sources}{files} file{'s' * (files != 1)}")
+    return lines
 
 
 def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
