@@ -12,6 +12,7 @@ from data_tools.errors import UserError
 from data_tools.lock import LOCK_FILE, Pin
 from data_tools.store import MANIFEST
 from launcher.config import RunConfig, save_run
+from launcher.pins import require_model
 from launcher.run_folder import check_may_start, check_same_run, planned_attention_cost, read_status, summary
 from sft.record import STATUS, read_metrics
 
@@ -140,6 +141,7 @@ def _attention_cost(config: RunConfig, store: Any) -> float:
     from sft.cost import attention_cost
     from sft.model import check_length, load_config
 
+    require_model(config)
     tokenizer = load_tokenizer(str(store.folder / "tokenizer"))
     model_config = load_config(config.model, tokenizer, store.vocab_size)
     check_length(model_config, config.data.max_length)

@@ -48,6 +48,15 @@ def test_the_attention_cost_is_that_of_the_model(plan: Any) -> None:
     assert facts["attention_cost"] == pytest.approx(layers * width / parameters)
 
 
+def test_a_model_of_a_hub_that_nobody_answers_for_is_one_line(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    code, _, shown = plan("model={path: org/none}")
+    assert code == 1
+    (said,) = [line for line in shown.splitlines() if line.startswith("error: ")]
+    assert said.startswith("error: model.path: org/none is no folder here, and the hub cannot be reached (")
+    assert said.endswith("check the path, or run `shardtune fetch CONFIG` on a machine with network")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
