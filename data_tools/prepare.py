@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data_tools.actors import make_on_actors
 from data_tools.backends import choose_encoder, plain_backend
+from data_tools.changes import check_contents
 from data_tools.chat import ChatTemplate, Learning
 from data_tools.chat_text import RenderedChat
 from data_tools.config import DataConfig, SourceConfig, TokenizerTraining
@@ -195,12 +196,7 @@ def _reopen(mirror: Mirror, config: DataConfig, sources: list[SourceFiles], sett
     store, allowed = mirror.folder, config.max_reject_fraction
     finished = open_store(store)
     if finished.fingerprint != fingerprint_of(settings):
-        made_with = finished.manifest["settings"]
-        changed = ", ".join(key for key in settings if settings[key] != made_with.get(key))
-        raise UserError(
-            f"the token store {store} was made with other settings ({changed}); set data.store to a new folder, "
-            f"or delete this one and prepare it again"
-        )
+        check_contents(store, finished.manifest, {"asked": config.asked(), "settings": settings})
     totals = finished.manifest["totals"]
     if totals["rejected"] > allowed * totals["rows_in"]:
         raise UserError(

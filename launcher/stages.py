@@ -8,7 +8,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from data_tools.errors import UserError
 from data_tools.lock import LOCK_FILE, Pin
 from data_tools.store import MANIFEST
 from launcher.config import RunConfig, save_run
@@ -109,6 +108,7 @@ def inspect_stage(folder: Path, console: Console, source: str | None, count: int
 
 def plan_stage(config: RunConfig, console: Console, ranks: int) -> dict[str, Any]:
     """Token store → pack plan."""
+    from data_tools.changes import check_asked
     from data_tools.lengths import length_report
     from data_tools.mirror import open_store
     from data_tools.plan import PlanSettings, make_plan
@@ -118,7 +118,7 @@ def plan_stage(config: RunConfig, console: Console, ranks: int) -> dict[str, Any
     micro_batches_per_step(config.train, ranks)
     check_same_run(config)
     store = open_store(config.store)
-    _check_store(config, store)
+    check_asked(store.folder, store.manifest["asked"], config.data.asked())
     store.verify()
     show_lengths(length_report(store.index["length"], config.data.max_length), config.data.max_length, console)
     settings = PlanSettings.of(
@@ -146,17 +146,6 @@ def _attention_cost(config: RunConfig, store: Any) -> float:
     model_config = load_config(config.model, tokenizer, store.vocab_size)
     check_length(model_config, config.data.max_length)
     return planned_attention_cost(config) or attention_cost(model_config)
-
-
-def _check_store(config: RunConfig, store: Any) -> None:
-    """The store is what the configuration asks for, by name; `prepare` compares contents."""
-    made_for, asked = store.manifest["asked"], config.data.asked()
-    for key, value in asked.items():
-        if made_for[key] != value:
-            raise UserError(
-                f"the token store {store.folder} was made with data.{key}={made_for[key]}, not {value}; "
-                f"prepare another with data.store=FOLDER"
-            )
 
 
 def train_stage(config: RunConfig, console: Console, ranks: int, resuming: bool) -> dict[str, Any]:
