@@ -260,7 +260,7 @@ def _first_texts(tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: 
         Learning.of(config),
         control_tokens(tokenizer),
     )
-    frame = PlainTextFrame(tokenizer)
+    frame = PlainTextFrame(tokenizer, config.control_tokens)
     chats: list[RenderedChat] = []
     for number in range(len(given.sources)):
         first = [unit for unit in given.units if unit.source == number][:1]

@@ -118,9 +118,11 @@ class PlainTextFrame:
 
     Args:
         tokenizer: as it was loaded: an `Encoder` tells its tokenizer to add nothing.
+        control_tokens: what is asked for control tokens in texts; they can only be kept.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, control_tokens: str = "keep") -> None:
+        self._control_tokens = control_tokens
         begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         self._start = tokenizer.bos_token if begins and tokenizer.bos_token else ""
         self._end = tokenizer.eos_token or ""
@@ -130,7 +132,13 @@ class PlainTextFrame:
 
         Raises:
             RowError: the text is no Unicode.
+            UserError: its control tokens are not to be kept.
         """
+        if self._control_tokens != "keep":
+            raise UserError(
+                f"data.control_tokens={self._control_tokens} is for messages, but a source has plain text (`text`, or "
+                f"`prompt` and `completion` as texts); set it to keep, or prepare plain text into another store"
+            )
         start = "" if (plain.prompt or plain.completion).startswith(self._start) else self._start
         end = "" if plain.completion.endswith(self._end) else self._end
         try:
