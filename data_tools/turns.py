@@ -23,6 +23,12 @@ _EMPTY_BLOCK = re.compile(r"\s*(<(?P<name>[^<>/\s]+)>\s*</(?P=name)>)\s*")
 class RewriteError(RowError):
     """The template renders an earlier turn differently once later ones follow."""
 
+    def __init__(self, what: str) -> None:
+        """Say `what` becomes of which message."""
+        super().__init__(
+            f"the chat template rewrites earlier turns (Qwen3's drops their think blocks, even empty ones): {what}"
+        )
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -95,7 +101,9 @@ class TurnFinder:
             is_last = number == len(messages) - 1
             through = text if is_last else self._shared(text, self.template.text(conversation, messages[: number + 1]))
             if start is None or through is None:
-                raise RewriteError(f"the chat template rewrites earlier turns: message {number} has no fixed place")
+                raise RewriteError(
+                    f"message {number} no longer reads as the model had to write it once the chat goes on"
+                )
             turn = Turn(number, (start, self._end(through)))
             if not self.with_headers:
                 body_end = self._without_end(text, turn).span[1]
@@ -175,7 +183,7 @@ class TurnFinder:
                 if part not in place:
                     reason = f"the text that is learnt does not contain the {what} of message {number}"
                     later = any(message["role"] == "user" for message in conversation.messages[number + 1 :])
-                    raise RewriteError(reason) if later else RowError(reason)
+                    raise RewriteError(f"once the chat goes on, {reason}") if later else RowError(reason)
 
 
 def _said(message: Message) -> list[tuple[str, str]]:
