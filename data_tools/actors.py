@@ -108,6 +108,8 @@ def _share_out(ray: Any, pool: list[Any], units: list[WorkUnit]) -> Iterator[Uni
         if unit.number not in finished:
             finished.add(unit.number)
             yield record
+    for promise in running:
+        ray.cancel(promise)  # or Ray would say on the console that it wants to try a killed unit again
     for actor in pool:
         ray.kill(actor)
     if running:  # who repeats a unit that was finished meanwhile must have stopped before the folder is tidied up
