@@ -114,7 +114,8 @@ class DocumentMaker:
             making.learning,
             control_tokens(tokenizer),
         )
-        self._frame = PlainTextFrame(tokenizer)  # before the encoder, which tells the tokenizer to add nothing
+        # Before the encoder, which tells the tokenizer to add nothing.
+        self._frame = PlainTextFrame(tokenizer, making.learning.control_tokens)
         self._encoder = Encoder(tokenizer, making.engine)
         self._readers = [RowReader(source) for source in making.sources]
         self._vocab_size = vocabulary_size(tokenizer)
