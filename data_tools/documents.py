@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,24 +19,12 @@ from data_tools.formats import Conversation, PlainText, RowReader, Tokens
 from data_tools.mirror import Mirror, worker_folder
 from data_tools.proofs import Proofs
 from data_tools.readers import Row, WorkUnit, read_rows
+from data_tools.rejects import Reject, UnitRejects, unit_rejects, writing_rejects
 from data_tools.store import INDEX_SCHEMA, file_digest, shard_name, shard_schema, write_arrow, write_json
 from data_tools.tokenizer import PlainTextFrame, control_tokens, load_tokenizer, vocabulary_size
 
 _ROWS_AT_ONCE = 1024
 _BYTES_AT_ONCE = 2**23
-
-Kind = Literal["rejected", "dropped"]
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A row that did not become a document."""
-
-    file: str
-    row: int
-    kind: Kind
-    """`rejected` rows are not what they should be; `dropped` rows are fine, but leave nothing to train on."""
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -55,8 +43,17 @@ class UnitRecord:
     """Rows whose earlier turns the template rewrites, of which `data.on_rewrite` kept what can be learnt."""
     proved: dict[str, int]
     """How many documents each proof was made for."""
+    rejected: int
+    dropped: int
+    """Rows that did not become documents: their file is that of `unit_rejects`."""
     blake3: str
-    rejects: list[Reject]
+    """Of the shard."""
+
+    @property
+    def files(self) -> list[str]:
+        """What is there when the record is: shard, index and, where there are any, rejects."""
+        rejects = [unit_rejects(self.unit)] if self.rejected or self.dropped else []
+        return [shard_name(self.unit), index_name(self.unit), *rejects]
 
 
 @dataclass(frozen=True)
@@ -81,10 +78,10 @@ class Making:
 class _Tally:
     """What is counted while a unit is made."""
 
+    rejects: UnitRejects
     rows_out: int = 0
     rewritten: int = 0
     conversations: int = 0
-    rejects: list[Reject] = field(default_factory=list)
     index: list[pa.RecordBatch] = field(default_factory=list)
 
 
@@ -118,9 +115,10 @@ class DocumentMaker:
         store = self._store
         if (finished := read_record(self._mirror, unit.number, self._making.fingerprint)) and self._is_there(finished):
             return finished
-        tally, proofs = _Tally(), Proofs(self._template, self._encoder)
-        shard = store / shard_name(unit.number)
-        write_arrow(shard, self._schema, self._batches(unit, tally, proofs))
+        proofs, shard = Proofs(self._template, self._encoder), store / shard_name(unit.number)
+        with writing_rejects(store / unit_rejects(unit.number)) as rejects:
+            tally = _Tally(rejects)
+            write_arrow(shard, self._schema, self._batches(unit, tally, proofs))
         index = pa.Table.from_batches(tally.index, INDEX_SCHEMA).combine_chunks()
         write_arrow(store / index_name(unit.number), INDEX_SCHEMA, index.to_batches())
         record = UnitRecord(
@@ -134,19 +132,22 @@ class DocumentMaker:
             trained_tokens=int(np.sum(index["trained"].to_numpy(), dtype=np.int64)),
             rewritten=tally.rewritten,
             proved=proofs.counts(tally.conversations),
+            rejected=rejects.counts["rejected"],
+            dropped=rejects.counts["dropped"],
             blake3=file_digest(shard),
-            rejects=tally.rejects,
         )
         write_json(store / _record_name(unit.number), asdict(record))
-        self._mirror.push(shard_name(unit.number), index_name(unit.number), _record_name(unit.number))
+        self._mirror.push(*record.files, _record_name(unit.number))
         if self._mirror.uri:
             shard.unlink()  # it is there, and may be one of very many
         return record
 
     def _is_there(self, record: UnitRecord) -> bool:
         """Whether the shard is what its record says; one in an object store is compared when it comes down."""
-        shard = self._store / shard_name(record.unit)
-        return bool(self._mirror.uri) or (shard.exists() and file_digest(shard) == record.blake3)
+        files = [self._store / name for name in record.files]
+        return bool(self._mirror.uri) or (
+            all(file.exists() for file in files) and file_digest(files[0]) == record.blake3
+        )
 
     def _batches(self, unit: WorkUnit, tally: _Tally, proofs: Proofs) -> Iterator[pa.RecordBatch]:
         """The unit's documents, some megabytes of text at a time."""
@@ -281,7 +282,7 @@ def read_record(store: Mirror, unit: int, fingerprint: str) -> UnitRecord | None
         return None  # damaged: the unit is made again
     if facts["fingerprint"] != fingerprint:
         return None
-    return UnitRecord(**{**facts, "rejects": [Reject(**reject) for reject in facts["rejects"]]})
+    return UnitRecord(**facts)
 
 
 def read_unit_index(store: Mirror, unit: int) -> pa.Table:

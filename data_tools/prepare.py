@@ -26,10 +26,11 @@ from data_tools.fingerprint import fingerprint_of, token_settings
 from data_tools.formats import Conversation, PlainText, RowReader, Sample, with_format
 from data_tools.hub import tokenizer_folder
 from data_tools.lock import Lock
-from data_tools.manifest import REJECTS, check_rejects, write_store
-from data_tools.mirror import REMOTE, Mirror, local_folder, open_store
+from data_tools.manifest import check_rejects, write_store
+from data_tools.mirror import REMOTE, Mirror, open_store
 from data_tools.proofs import sampled_every
 from data_tools.readers import WorkUnit, read_rows
+from data_tools.rejects import REJECTS
 from data_tools.samples import write_python_docs
 from data_tools.sources import SourceFiles, resolve_sources
 from data_tools.store import MANIFEST, TokenStore, write_json
@@ -98,7 +99,7 @@ def prepare(
             engine=engine,
             sampled_every=sampled_every(sum(unit.rows for unit in given.units)),
         )
-        records = _make_shards(config, making, given.units, on_unit)
+        records = _make_shards(mirror, config, making, given.units, on_unit)
         facts = {"asked": config.asked(), "settings": settings, "encoder": engine}
         write_store(mirror, given.sources, given.configs, records, tokenizer, facts)
         return open_store(store)
@@ -205,7 +206,7 @@ def _reopen(mirror: Mirror, config: DataConfig, sources: list[SourceFiles], sett
     if totals["rejected"] > allowed * totals["rows_in"]:
         raise UserError(
             f"the token store {store} was made with {totals['rejected']:,} of {totals['rows_in']:,} rows rejected, "
-            f"more than data.max_reject_fraction={allowed:g} allows; the reasons are in {store / REJECTS}"
+            f"more than data.max_reject_fraction={allowed:g} allows; the reasons are in {finished.file(REJECTS)}"
         )
     finished.verify()
     made = finished.manifest["sources"]
@@ -267,18 +268,19 @@ def _first_texts(tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: 
     return [chat.text.decode() for chat in chats]
 
 
-def _make_shards(config: DataConfig, making: Making, units: list[WorkUnit], on_unit: OnUnit) -> list[UnitRecord]:
+def _make_shards(
+    mirror: Mirror, config: DataConfig, making: Making, units: list[WorkUnit], on_unit: OnUnit
+) -> list[UnitRecord]:
     """Every unit's record, in the order of the units."""
     rows = sum(unit.rows for unit in units)
     actors = config.actors
     if actors == "auto":
         actors = 0 if rows < IN_PROCESS_ROWS else len(units)
-    records, rejected = [], 0
+    records: list[UnitRecord] = []
     for record in make_on_actors(making, units, actors) if actors else _in_process(making, units):
         on_unit(record, rows)
         records.append(record)
-        rejected += sum(reject.kind == "rejected" for reject in record.rejects)
-        check_rejects(records, rejected, rows, config.max_reject_fraction, local_folder(making.store))
+        check_rejects(mirror, records, rows, config.max_reject_fraction)
     return sorted(records, key=lambda record: record.unit)
 
 

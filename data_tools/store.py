@@ -174,11 +174,15 @@ class TokenStore:
         """Rows that a model's embedding must have at least."""
         return int(self.manifest["vocab_size"])
 
+    def file(self, name: str) -> Path:
+        """One of the store's files; of a store in an object store, it comes down first."""
+        self._fetch(name)
+        return self.folder / name
+
     @cached_property
     def index(self) -> dict[str, NDArray[Any]]:
         """`length`, `trained`, `weight`, `source`, `digest` of every document, in store order, without copying."""
-        self._fetch("index.arrow")
-        batch = read_arrow(self.folder / "index.arrow")
+        batch = read_arrow(self.file("index.arrow"))
         return {name: batch.column(name).to_numpy() for name in batch.schema.names}
 
     def document(self, number: int) -> StoredDocument:
@@ -188,9 +192,7 @@ class TokenStore:
         shard = bisect_right(self._first_documents, number) - 1
         opened = self._shards.get(shard)
         if opened is None:
-            name = self.manifest["shards"][shard]["file"]
-            self._fetch(name)
-            opened = self._shards[shard] = _Shard(self.folder / name)
+            opened = self._shards[shard] = _Shard(self.file(self.manifest["shards"][shard]["file"]))
         return opened.document(number - self._first_documents[shard])
 
     def place(self, number: int) -> tuple[int, int]:
@@ -207,8 +209,7 @@ class TokenStore:
         """
         shards = {shard["file"]: shard["blake3"] for shard in self.manifest["shards"]}
         for name, digest in {"index.arrow": self.manifest["index"], **shards}.items():
-            path = self.folder / name
-            self._fetch(name)
+            path = self.file(name)
             if not path.exists() or file_digest(path) != digest:
                 raise UserError(f"{path} is not what was written; delete {self.folder} and run `shardtune prepare`")
 

@@ -23,6 +23,7 @@ from data_tools.files import content_digest
 from data_tools.mirror import local_folder, open_store
 from data_tools.prepare import prepare
 from data_tools.readers import read_rows
+from data_tools.rejects import REJECTS, reject_reasons
 from data_tools.sources import resolve_sources
 from data_tools.store import file_digest
 from data_tools.units import work_units
@@ -157,7 +158,9 @@ def test_a_missing_client_is_named(uri: str, client: str, extra: str) -> None:
 
 def test_a_store_in_an_object_store(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made by way of one machine's cache, gone on with and read by way of others': the objects of a plain store."""
-    values = {"sources": [{"path": "s3://chats/a.jsonl.gz"}], "tokenizer": {"vocab_size": 400}, "rows_per_shard": 16}
+    fsspec.filesystem("s3").pipe_file("chats/odd.jsonl", b'{"messages": [{"role": "user", "content": "?"}]}\n' * 3)
+    sources = [{"path": "s3://chats/odd.jsonl"}, {"path": "s3://chats/a.jsonl.gz"}]
+    values = {"sources": sources, "tokenizer": {"vocab_size": 400}, "rows_per_shard": 16, "max_reject_fraction": 0.1}
     config = DataConfig.model_validate(values)
     plain = prepare(config, tmp_path / "plain")
     monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path / "first"))
@@ -181,6 +184,7 @@ def test_a_store_in_an_object_store(s3: str, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path / "third"))
     opened = open_store("s3://chats/tokens")
     assert not list(opened.folder.glob("shards/*")), "shards come down when they are read"
+    assert [reason.count for reason in reject_reasons(opened.file(REJECTS))] == [3]
     assert [opened.document(n).input_ids.tolist() for n in range(50)] == [
         plain.document(n).input_ids.tolist() for n in range(50)
     ]

@@ -57,9 +57,11 @@ def test_a_store_holds_every_document_with_its_mask(store: TokenStore) -> None:
     store.verify()
 
 
-def test_actors_write_the_same_bytes_as_one_process(store: TokenStore, data_config: DataConfig, tmp_path: Path) -> None:
-    prepare(data_config.model_copy(update={"actors": 2}), tmp_path)
-    assert content(tmp_path) == content(store.folder)
+def test_actors_write_the_same_bytes_as_one_process(tmp_path: Path) -> None:
+    few = config(with_rejects(tmp_path), max_reject_fraction=0.5, rows_per_shard=16)
+    alone = prepare(few, tmp_path / "alone")
+    prepare(few.model_copy(update={"actors": 2}), tmp_path / "actors")
+    assert content(tmp_path / "actors") == content(alone.folder)
 
 
 def test_a_killed_preparation_goes_on_and_ends_with_the_same_bytes(
@@ -164,6 +166,61 @@ def test_every_row_is_in_the_store_or_in_the_rejects(tmp_path: Path) -> None:
     ]
     with pytest.raises(UserError, match=r"3 of 11 rows rejected, more than data\.max_reject_fraction=0\.2"):
         prepare(config(file, max_reject_fraction=0.2), tmp_path / "tokens")
+
+
+def with_rejects(folder: Path, count: int = 60) -> Path:
+    """Every third row is rejected."""
+    rows: list[Any] = chats(count)
+    rows[::3] = [{"messages": [{"role": "user", "content": f"No answer {n}?"}]} for n in range(0, count, 3)]
+    return write_jsonl(folder / "chats.jsonl", rows)
+
+
+def test_rejects_survive_a_kill(tmp_path: Path) -> None:
+    """Those of finished units are kept, and what is half done is not taken for them."""
+    few = config(with_rejects(tmp_path), max_reject_fraction=0.5, rows_per_shard=8)
+    alone = prepare(few, tmp_path / "alone")
+    rejects = [json.loads(line) for line in (alone.folder / "rejects.jsonl").read_text().splitlines()]
+    assert [reject["row"] for reject in rejects] == list(range(0, 60, 3))
+
+    def killed(record: UnitRecord, rows: int) -> None:
+        if record.unit == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(few, tmp_path / "killed", killed)
+    units = tmp_path / "killed" / "units"
+    assert len(list(units.glob("*.rejects.jsonl"))) == 4
+    (units / "00002.rejects.jsonl").unlink()
+    (units / "00005.rejects.jsonl").write_text("of an earlier attempt")
+    prepare(few, tmp_path / "killed")
+    assert content(tmp_path / "killed") == content(alone.folder)
+
+
+def test_records_do_not_grow_with_rejects(tmp_path: Path) -> None:
+    """Whether two rows or two thousand are refused: the record of the unit has their number."""
+    sizes = []
+    for count in (6, 6000):
+        file = write_jsonl(tmp_path / f"{count}.jsonl", [*chats(4), *[{"messages": [1]}] * count])
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config(file, max_reject_fraction=1, rows_per_shard=9999), tmp_path / f"{count}", _interrupt)
+        (record,) = (tmp_path / f"{count}" / "units").glob("*.json")
+        assert json.loads(record.read_text())["rejected"] == count
+        sizes.append(record.stat().st_size)
+    assert sizes[1] - sizes[0] < 20
+
+
+def test_too_many_rejects_leave_their_reasons(tmp_path: Path) -> None:
+    file = with_rejects(tmp_path)
+    folder = tmp_path / "tokens"
+    with pytest.raises(UserError) as error:
+        prepare(config(file, rows_per_shard=8), folder)
+    assert str(error.value).startswith(
+        "6 of 60 rows are rejected, more than data.max_reject_fraction=0.05 allows: 6 × no assistant turn: "
+    )
+    assert str(error.value).endswith(f" (row 0 of {file}); all that were found until then: {folder / 'rejects.jsonl'}")
+    assert [json.loads(line)["row"] for line in (folder / "rejects.jsonl").read_text().splitlines()] == [
+        *range(0, 16, 3)
+    ]
 
 
 def test_a_trained_tokenizer_takes_the_template_that_is_given(chat_file: Path, tmp_path: Path) -> None:
