@@ -42,6 +42,15 @@ def token_settings(
     }
 
 
+def file_digests(sources: list[SourceFiles], settings: dict[str, Any]) -> dict[str, str]:
+    """BLAKE3 of every file of the sources that these settings are of."""
+    of_sources = zip(sources, settings["sources"], strict=True)
+    pairs = (
+        (name, facts) for source, made in of_sources for name, facts in zip(source.files, made["files"], strict=True)
+    )
+    return {name: facts["blake3"] for name, facts in pairs}
+
+
 def fingerprint_of(settings: dict[str, Any]) -> str:
     """sha256 of the settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

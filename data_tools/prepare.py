@@ -22,12 +22,13 @@ from data_tools.config import DataConfig, SourceConfig, TokenizerTraining
 from data_tools.documents import DocumentMaker, Making, UnitRecord, read_record
 from data_tools.errors import RowError, UserError
 from data_tools.files import is_hub_id
-from data_tools.fingerprint import fingerprint_of, token_settings
+from data_tools.fingerprint import file_digests, fingerprint_of, token_settings
 from data_tools.formats import Conversation, PlainText, RowReader, Sample, with_format
 from data_tools.hub import tokenizer_folder
 from data_tools.lock import Lock
 from data_tools.manifest import check_rejects, write_store
 from data_tools.mirror import REMOTE, Mirror, open_store
+from data_tools.pinned import check_sources, check_tokenizer
 from data_tools.proofs import sampled_every
 from data_tools.readers import WorkUnit, read_rows
 from data_tools.rejects import REJECTS
@@ -78,7 +79,7 @@ def prepare(
 
     Raises:
         UserError: an input is missing or empty, too many rows are rejected, no row became a document, a proof of the
-            masks failed, or the store belongs to other settings.
+            masks failed, the lock pins other inputs, or the store belongs to other settings.
     """
     _claim(store)
     with _locked(store):
@@ -86,6 +87,8 @@ def prepare(
         given = _read_input(config, store, lock)
         tokenizer = _tokenizer(config, given, lock)
         settings = token_settings(config, given.sources, given.configs, tokenizer)
+        if lock:
+            check_sources(lock, config.sources, given.sources, file_digests(given.sources, settings))
         mirror = Mirror(store)
         if mirror.pull(MANIFEST, again=True):
             return _reopen(mirror, config, given.sources, settings)
@@ -163,6 +166,8 @@ def _tokenizer(config: DataConfig, given: _Input, lock: Lock | None) -> PreTrain
         tokenizer.chat_template = choose_template(str(tokenizer.chat_template), config.chat_template, "the tokenizer")
         return tokenizer
     name = config.tokenizer
+    if lock:
+        check_tokenizer(lock, name, config.tokenizer_revision)
     if is_hub_id(name):
         name = tokenizer_folder(name, config.tokenizer_revision, lock)
     return load_tokenizer(name, config.chat_template)
