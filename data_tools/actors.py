@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_tools.documents import DocumentMaker, Making, UnitRecord
+from data_tools.documents import DocumentMaker, Making
 from data_tools.errors import UserError
 from data_tools.files import is_remote
 from data_tools.readers import WorkUnit
+from data_tools.records import UnitRecord
 
 _TRIES = 4
 """A unit that kills its actor so often would kill the next one too."""

@@ -1,7 +1,6 @@
 """One unit of work → one shard: a plain class that Ray actors and the in-process path share."""
 
 import gc
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -19,41 +18,13 @@ from data_tools.formats import Conversation, PlainText, RowReader, Tokens
 from data_tools.mirror import Mirror, worker_folder
 from data_tools.proofs import Proofs
 from data_tools.readers import Row, WorkUnit, read_rows
+from data_tools.records import UnitRecord, index_name, read_record, record_name
 from data_tools.rejects import Reject, UnitRejects, unit_rejects, writing_rejects
 from data_tools.store import INDEX_SCHEMA, file_digest, shard_name, shard_schema, write_arrow, write_json
 from data_tools.tokenizer import PlainTextFrame, control_tokens, load_tokenizer, vocabulary_size
 
 _ROWS_AT_ONCE = 1024
 _BYTES_AT_ONCE = 2**23
-
-
-@dataclass(frozen=True)
-class UnitRecord:
-    """What became of a unit. Written after its shard: its existence means that the shard is complete."""
-
-    fingerprint: str
-    unit: int
-    source: int
-    rows: int
-    rows_out: int
-    documents: int
-    tokens: int
-    trained_tokens: int
-    rewritten: int
-    """Rows whose earlier turns the template rewrites, of which `data.on_rewrite` kept what can be learnt."""
-    proved: dict[str, int]
-    """How many documents each proof was made for."""
-    rejected: int
-    dropped: int
-    """Rows that did not become documents: their file is that of `unit_rejects`."""
-    blake3: str
-    """Of the shard."""
-
-    @property
-    def files(self) -> list[str]:
-        """What is there when the record is: shard, index and, where there are any, rejects."""
-        rejects = [unit_rejects(self.unit)] if self.rejected or self.dropped else []
-        return [shard_name(self.unit), index_name(self.unit), *rejects]
 
 
 @dataclass(frozen=True)
@@ -113,7 +84,7 @@ class DocumentMaker:
     def make_shard(self, unit: WorkUnit) -> UnitRecord:
         """Read, render, encode and write one unit; finished units are left as they are."""
         store = self._store
-        if (finished := read_record(self._mirror, unit.number, self._making.fingerprint)) and self._is_there(finished):
+        if (finished := read_record(self._mirror, unit, self._making.fingerprint)) and self._is_there(finished):
             return finished
         proofs, shard = Proofs(self._template, self._encoder), store / shard_name(unit.number)
         with writing_rejects(store / unit_rejects(unit.number)) as rejects:
@@ -123,9 +94,7 @@ class DocumentMaker:
         write_arrow(store / index_name(unit.number), INDEX_SCHEMA, index.to_batches())
         record = UnitRecord(
             fingerprint=self._making.fingerprint,
-            unit=unit.number,
-            source=unit.source,
-            rows=unit.rows,
+            cut=unit,
             rows_out=tally.rows_out,
             documents=len(index),
             tokens=int(np.sum(index["length"].to_numpy(), dtype=np.int64)),
@@ -136,8 +105,8 @@ class DocumentMaker:
             dropped=rejects.counts["dropped"],
             blake3=file_digest(shard),
         )
-        write_json(store / _record_name(unit.number), asdict(record))
-        self._mirror.push(*record.files, _record_name(unit.number))
+        write_json(store / record_name(unit.number), asdict(record))
+        self._mirror.push(*record.files, record_name(unit.number))
         if self._mirror.uri:
             shard.unlink()  # it is there, and may be one of very many
         return record
@@ -260,33 +229,3 @@ def _index_batch(unit: WorkUnit, documents: Documents, positions: np.ndarray[Any
         _array(digests[last_of_row]),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=INDEX_SCHEMA)
-
-
-def _record_name(unit: int) -> str:
-    return f"units/{unit:05d}.json"
-
-
-def index_name(unit: int) -> str:
-    """The index rows of a unit, below the store's folder."""
-    return f"units/{unit:05d}.arrow"
-
-
-def read_record(store: Mirror, unit: int, fingerprint: str) -> UnitRecord | None:
-    """The record of a finished unit, or None when it is not finished or belongs to another preparation."""
-    # Of an object store only what is there counts: a copy here may be of a store that was deleted since.
-    if not store.pull(_record_name(unit), again=True):
-        return None
-    try:
-        facts = json.loads((store.folder / _record_name(unit)).read_text(encoding="utf-8"))
-    except ValueError:
-        return None  # damaged: the unit is made again
-    if facts["fingerprint"] != fingerprint:
-        return None
-    return UnitRecord(**facts)
-
-
-def read_unit_index(store: Mirror, unit: int) -> pa.Table:
-    """The index rows of a finished unit."""
-    assert store.pull(index_name(unit), again=True), "the index is written before the record"
-    with pa.OSFile(str(store.folder / index_name(unit))) as file:
-        return pa.ipc.open_file(file).read_all()

@@ -7,10 +7,10 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from data_tools.config import SourceConfig
-from data_tools.documents import UnitRecord, read_unit_index
 from data_tools.errors import UserError
 from data_tools.mirror import Mirror
 from data_tools.proofs import proof_report
+from data_tools.records import UnitRecord, read_unit_index
 from data_tools.rejects import gather_rejects, reject_reasons, top_reasons
 from data_tools.sources import SourceFiles
 from data_tools.store import (
@@ -92,13 +92,20 @@ def write_store(
             for record in records
         ],
     }
-    for leftover in (folder / "shards").glob(".*.tmp"):  # of actors that were killed
-        leftover.unlink()
+    _keep_only(store, [shard["file"] for shard in manifest["shards"]])
     write_json(folder / MANIFEST, manifest)
     store.push("index.arrow", MANIFEST)
     store.remove("units")
     shutil.rmtree(folder / "units")
     shutil.rmtree(folder / "workers", ignore_errors=True)
+
+
+def _keep_only(store: Mirror, shards: list[str]) -> None:
+    """Delete what else is in `shards/`: of actors that were killed, or of files that were cut into more units."""
+    for path in (store.folder / "shards").iterdir():
+        if f"shards/{path.name}" not in shards:
+            path.unlink()
+    store.remove("shards", keep=shards)
 
 
 def _totals(records: list[UnitRecord]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import socket
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,10 @@ class Mirror:
             for path in self._list(name):
                 self.pull(f"{name}/{path.rpartition('/')[2]}")
 
-    def remove(self, name: str) -> None:
-        """Delete a folder there."""
-        if self.uri and (files := self._list(name)):
+    def remove(self, name: str, keep: Collection[str] = ()) -> None:
+        """Delete the files of a folder there, but for some."""
+        kept = {f"{self._root}/{file}" for file in keep}
+        if self.uri and (files := [file for file in self._list(name) if file not in kept]):
             with writing(f"{self.uri}/{name}"):
                 self._system.rm(files)
 

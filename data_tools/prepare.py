@@ -19,7 +19,7 @@ from data_tools.backends import choose_encoder, plain_backend
 from data_tools.chat import ChatTemplate, Learning
 from data_tools.chat_text import RenderedChat
 from data_tools.config import DataConfig, SourceConfig, TokenizerTraining
-from data_tools.documents import DocumentMaker, Making, UnitRecord, read_record
+from data_tools.documents import DocumentMaker, Making
 from data_tools.errors import RowError, UserError
 from data_tools.files import is_hub_id
 from data_tools.fingerprint import file_digests, fingerprint_of, token_settings
@@ -31,6 +31,7 @@ from data_tools.mirror import REMOTE, Mirror, open_store
 from data_tools.pinned import check_sources, check_tokenizer
 from data_tools.proofs import sampled_every
 from data_tools.readers import WorkUnit, read_rows
+from data_tools.records import UnitRecord, read_record
 from data_tools.rejects import REJECTS
 from data_tools.samples import write_python_docs
 from data_tools.sources import SourceFiles, resolve_sources
@@ -231,7 +232,7 @@ def _start_store(
 ) -> str:
     """Put the tokenizer in place, clear away what other settings left unfinished, and choose what encodes."""
     mirror = Mirror(store)
-    finished = [unit for unit in given.units if read_record(mirror, unit.number, fingerprint)]
+    finished = [unit for unit in given.units if read_record(mirror, unit, fingerprint)]
     for folder in ("shards", "units"):
         if not finished:
             shutil.rmtree(store / folder, ignore_errors=True)

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from data_tools.errors import UserError
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST = "manifest.json"
 
 INDEX_SCHEMA = pa.schema(

@@ -17,12 +17,12 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from data_tools.config import DataConfig, SourceConfig
-from data_tools.documents import UnitRecord
 from data_tools.errors import UserError
 from data_tools.files import content_digest
 from data_tools.mirror import local_folder, open_store
 from data_tools.prepare import prepare
 from data_tools.readers import read_rows
+from data_tools.records import UnitRecord
 from data_tools.rejects import REJECTS, reject_reasons
 from data_tools.sources import resolve_sources
 from data_tools.store import file_digest
@@ -174,6 +174,7 @@ def test_a_store_in_an_object_store(s3: str, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UserError, match=r"is not finished|does not exist"):
         open_store(local_folder("s3://chats/tokens"))
     monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path / "second"))
+    fsspec.filesystem("s3").pipe_file("chats/tokens/shards/00099.arrow", b"of files that were cut into more units")
     made: list[int] = []
     prepare(config, local_folder("s3://chats/tokens/"), lambda record, rows: made.append(record.unit))
     system = fsspec.filesystem("s3")

@@ -16,9 +16,10 @@ import pytest
 from data_tools import prepare as driver
 from data_tools.chat import Learning
 from data_tools.config import DataConfig
-from data_tools.documents import DocumentMaker, Making, UnitRecord
+from data_tools.documents import DocumentMaker, Making
 from data_tools.errors import UserError
 from data_tools.prepare import prepare
+from data_tools.records import UnitRecord
 from data_tools.sources import resolve_sources
 from data_tools.store import TokenStore, atomically
 from data_tools.tokenizer import CHATML
@@ -116,6 +117,28 @@ def test_leftovers_of_other_settings_are_not_used(data_config: DataConfig, store
     (tmp_path / "shards" / "00000.arrow").write_bytes(b"of other settings")
     prepare(data_config, tmp_path)
     assert content(tmp_path) == content(store.folder)
+
+
+def test_units_of_another_cut_are_made_again(chat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another version of the code may cut files elsewhere, into more units; the settings are the same."""
+    first = write_jsonl(tmp_path / "first.jsonl", chats(20))
+    two = config(first, sources=[{"path": str(first)}, {"path": str(chat_file)}], rows_per_shard=None)
+    whole = prepare(two, tmp_path / "whole")
+    assert len(whole.manifest["shards"]) == 2
+
+    def interrupt(record: UnitRecord, rows: int) -> None:
+        if record.unit == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("data_tools.units.MOST_ROWS", 32)
+        prepare(two, tmp_path / "again", interrupt)
+    shards = tmp_path / "again" / "shards"
+    assert len(list(shards.iterdir())) == 5
+    kept = (shards / "00000.arrow").stat().st_mtime_ns
+    prepare(two, tmp_path / "again")
+    assert (shards / "00000.arrow").stat().st_mtime_ns == kept
+    assert content(tmp_path / "again") == content(whole.folder)
 
 
 def _interrupt(record: UnitRecord, rows: int) -> None:
