@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from data_tools.columns import function_file
 from data_tools.config import DataConfig, SourceConfig
 from data_tools.files import content_digest, file_name
+from data_tools.local_modules import local_modules
 from data_tools.sources import SourceFiles
 from data_tools.store import FORMAT_VERSION, file_digest
 from data_tools.tokenizer import tokenizer_digest
@@ -62,6 +62,10 @@ def _source(source: SourceFiles, config: SourceConfig) -> dict[str, Any]:
         "files": [{"name": file_name(file), "blake3": content_digest(file)} for file in source.files],
         "format": config.format,
         "columns": config.columns,
-        "function": config.function and [config.function, file_digest(function_file(config.function))],
+        "function": config.function and [config.function, _modules(config.function)],
         "roles": config.roles,
     }
+
+
+def _modules(function: str) -> dict[str, str]:
+    return {name: file_digest(file) for name, file in local_modules(function).items()}
