@@ -86,6 +86,7 @@ def write_store(
         ],
         "totals": _totals(records),
         "index": file_digest(folder / "index.arrow"),
+        "tokenizer": {path.name: file_digest(path) for path in sorted((folder / "tokenizer").iterdir())},
         "proofs": proof_report([record.proved for record in records], sum(record.documents for record in records)),
         "shards": [
             {"file": shard_name(record.unit), "documents": record.documents, "blake3": record.blake3}

@@ -91,7 +91,9 @@ def prepare(
         if lock:
             check_sources(lock, config.sources, given.sources, file_digests(given.sources, settings))
         mirror = Mirror(store)
-        if mirror.pull(MANIFEST, again=True):
+        with mirror.locked():
+            finished = mirror.refresh()
+        if finished:
             return _reopen(mirror, config, given.sources, settings)
         engine = _start_store(store, tokenizer, config, given, fingerprint_of(settings))
         making = Making(

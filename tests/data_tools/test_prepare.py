@@ -18,6 +18,7 @@ from data_tools.chat import Learning
 from data_tools.config import DataConfig
 from data_tools.documents import DocumentMaker, Making
 from data_tools.errors import UserError
+from data_tools.mirror import open_store
 from data_tools.prepare import prepare
 from data_tools.records import UnitRecord
 from data_tools.sources import resolve_sources
@@ -267,6 +268,23 @@ def test_a_changed_byte_is_found(store: TokenStore, tmp_path: Path, name: str) -
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=rf"{name} is not what was written"):
         TokenStore(tmp_path).verify()
+
+
+@pytest.mark.parametrize("change", ["missing", "changed", "added"])
+def test_a_tokenizer_that_is_another_is_found(store: TokenStore, tmp_path: Path, change: str) -> None:
+    """Its files decide what an export will make of a text."""
+    shutil.copytree(store.folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer" / ".nfs0001").write_text("of a file system")
+    open_store(tmp_path)
+    name = "added_tokens.json" if change == "added" else "tokenizer_config.json"
+    path = tmp_path / "tokenizer" / name
+    if change == "missing":
+        path.unlink()
+    else:
+        path.write_text('{"<|new|>": 7}')
+    for look in (lambda: open_store(tmp_path), TokenStore(tmp_path).verify):
+        with pytest.raises(UserError, match=rf"{name} is not what was written; delete"):
+            look()
 
 
 def test_a_disk_that_is_full_is_one_line(tmp_path: Path) -> None:
