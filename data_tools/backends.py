@@ -23,13 +23,13 @@ def plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     return backend
 
 
-def token_lengths(backend: Tokenizer) -> NDArray[np.int64] | None:
+def token_lengths(backend: Tokenizer) -> NDArray[np.uint16] | None:
     """Bytes of every token; None where a text is not simply the bytes of its tokens."""
     if not _is_byte_level(backend):
         return None
     vocabulary = backend.get_vocab(with_added_tokens=True)
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
-    lengths = np.zeros(max(vocabulary.values()) + 1, np.int64)
+    lengths = np.zeros(max(vocabulary.values()) + 1, np.uint16)  # small: it is looked up for every token
     for token, number in vocabulary.items():
         lengths[number] = len(token.encode()) if token in added else len(token)  # one character stands for one byte
     return lengths
@@ -52,6 +52,20 @@ def load_gigatoken(backend: Tokenizer) -> gigatoken.Tokenizer | None:
     if any(token.single_word for token in backend.get_added_tokens_decoder().values()):
         return None  # gigatoken finds such tokens inside words too
     return _load_gigatoken(backend.to_str())
+
+
+def byte_strings(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> Any:
+    """Texts end to end as gigatoken takes them without a copy.
+
+    Args:
+        data: UTF-8.
+        offsets: [texts + 1] where each begins.
+    """
+    import awkward  # type: ignore[import-untyped, unused-ignore]  # takes half a second, and gigatoken needs it as well
+
+    characters = awkward.contents.NumpyArray(data, parameters={"__array__": "byte"})
+    places = awkward.index.Index64(offsets)
+    return awkward.Array(awkward.contents.ListOffsetArray(places, characters, parameters={"__array__": "bytestring"}))
 
 
 @lru_cache(maxsize=1)

@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from itertools import pairwise
 from typing import Any
 
 from data_tools.chat_text import ByteSpan, RenderedChat
+from data_tools.columnar import PlainChats
 from data_tools.config import DataConfig
 from data_tools.errors import RowError, UserError
 from data_tools.formats import Conversation
 from data_tools.literals import ControlTokens, without_marks
 from data_tools.messages import Message
-from data_tools.skeleton import FilledChat, Skeletons
+from data_tools.skeleton import NO_FACTS, Facts, FilledChat, Skeleton, Skeletons
 from data_tools.template import CharSpan, JinjaTemplate
 from data_tools.turns import RewriteError, TurnFinder, check_tools
 
@@ -73,9 +75,32 @@ class ChatTemplate:
 
     def chats(self, conversation: Conversation) -> Sequence[RenderedChat | FilledChat]:
         """What `render` gives, but texts that a skeleton makes are left to be put together with others."""
-        if self._skeletons.proved and (chat := self._render_fast(conversation)):
-            return [chat]
+        if conversation.parts is not None and self._skeletons.proved:
+            roles, contents = conversation.parts
+            tools, arguments = conversation.tools, conversation.template_arguments
+            if not (self._control and self._control.are_in([contents, tools, arguments])):
+                head = contents[0] if roles[0] == "system" else None
+                facts = Facts(tools, arguments or None, conversation.weights, conversation.completion_from)
+                if skeleton := self._skeletons.of(roles, head, facts):
+                    return [skeleton.fill(contents)]
         return self.render_with_jinja(conversation)
+
+    @property
+    def fills_columns(self) -> bool:
+        """Whether chats in columns have skeletons at all."""
+        return self._skeletons.proved and self._control is None
+
+    def skeletons(self, chats: PlainChats) -> list[Skeleton | None]:
+        """The skeleton of each chat; None for those that have to take the way of `chats`."""
+        found: list[Skeleton | None] = []
+        for number, (start, end) in enumerate(pairwise(chats.starts.tolist())):
+            roles = tuple(chats.roles[start:end])
+            head = chats.contents[start].as_py() if roles[0] == "system" else None
+            facts = Facts(None, chats.arguments[number] or None) if chats.arguments else NO_FACTS
+            skeleton = self._skeletons.of(roles, head, facts) if "assistant" in roles else None
+            kept = skeleton is None or not skeleton.strips or not chats.has_edges[start:end].any()
+            found.append(skeleton if kept else None)
+        return found
 
     def render_with_jinja(self, conversation: Conversation) -> list[RenderedChat]:
         """What `render` gives, the slow and general way."""
@@ -84,7 +109,9 @@ class ChatTemplate:
             return [self._render_whole(conversation)]
         except RewriteError as error:
             if self.learning.on_rewrite == "error":
-                hint = "data.on_rewrite=last_turn or split_turns learns from such chats"
+                hint = (
+                    "set data.on_rewrite=last_turn (learns the last answer only) or split_turns (a document per answer)"
+                )
                 raise RowError(f"{error}; {hint}") from None
         wanted = self._wanted(conversation)
         if self.learning.on_rewrite == "last_turn":
@@ -125,16 +152,6 @@ class ChatTemplate:
             if text.startswith(before) and turn.span[0] < len(before):
                 raise UserError(f"the template's generation tags enclose what asks for message {turn.message}")
         return True
-
-    def _render_fast(self, conversation: Conversation) -> FilledChat | None:
-        """By its skeleton, where a conversation is nothing but roles and contents that are not blank."""
-        if conversation.parts is None:
-            return None
-        roles, contents = conversation.parts
-        if self._control and self._control.are_in([contents, conversation.tools, conversation.template_arguments]):
-            return None
-        skeleton = self._skeletons.of(conversation, roles)
-        return skeleton.fill(contents) if skeleton else None
 
     def _render_whole(self, conversation: Conversation) -> RenderedChat:
         """One document: the whole conversation with every wanted turn."""

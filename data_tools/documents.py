@@ -1,26 +1,29 @@
 """One unit of work → one shard: a plain class that Ray actors and the in-process path share."""
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from data_tools.chat import ChatTemplate, Learning
 from data_tools.chat_text import RenderedChat
+from data_tools.columnar import plain_chats
 from data_tools.config import SourceConfig
-from data_tools.encode import Documents, Encoder, Item
+from data_tools.encode import Documents, Encoder
 from data_tools.errors import RowError
 from data_tools.formats import Conversation, PlainText, RowReader, Tokens
 from data_tools.mirror import Mirror, worker_folder
 from data_tools.proofs import Proofs
-from data_tools.readers import Row, WorkUnit, read_rows
+from data_tools.readers import Row, WorkUnit, read_blocks, read_rows
 from data_tools.records import UnitRecord, index_name, read_record, record_name
 from data_tools.rejects import Reject, UnitRejects, unit_rejects, writing_rejects
+from data_tools.shard_batch import index_batch, shard_batch
 from data_tools.store import INDEX_SCHEMA, file_digest, shard_name, shard_schema, write_arrow, write_json
+from data_tools.texts import Item, filled
 from data_tools.tokenizer import PlainTextFrame, control_tokens, load_tokenizer, vocabulary_size
 
 _ROWS_AT_ONCE = 1024
@@ -43,6 +46,10 @@ class Making:
     """What encodes: `gigatoken` or `tokenizers`."""
     sampled_every: int
     """One row of so many is proved by the tokenizer and the template themselves."""
+
+
+_Part = tuple[Documents, NDArray[np.int64]]
+"""Documents, and the row of each in its unit, ascending."""
 
 
 @dataclass
@@ -120,12 +127,48 @@ class DocumentMaker:
 
     def _batches(self, unit: WorkUnit, tally: _Tally, proofs: Proofs) -> Iterator[pa.RecordBatch]:
         """The unit's documents, some megabytes of text at a time."""
+        reader = self._readers[unit.source]
+        if unit.format in ("parquet", "arrow") and reader.chats and self._template.fills_columns:
+            made = self._from_blocks(unit, reader, reader.chats, tally, proofs)
+        else:
+            made = ([part] for part in self._from_rows(unit, enumerate(read_rows(unit)), tally, proofs))
+        for parts in made:
+            yield from self._batch(unit, parts, tally)
+
+    def _from_blocks(
+        self, unit: WorkUnit, reader: RowReader, column: str, tally: _Tally, proofs: Proofs
+    ) -> Iterator[list[_Part]]:
+        """Of each block the chats that have skeletons, as columns, and the other rows, one by one."""
+        first = 0
+        for block in read_blocks(unit):
+            chats = plain_chats(block, column)
+            skeletons = self._template.skeletons(chats)
+            chats = chats.only(np.array([skeleton is not None for skeleton in skeletons], np.bool_))
+            parts = []
+            if len(chats):
+                sampled = chats.rows[(first + chats.rows) % self._making.sampled_every == 0]
+                for place, row in zip(sampled.tolist(), block.take(pa.array(sampled)).to_pylist(), strict=True):
+                    self._make_items(row, reader, first + place, proofs)  # to be looked at
+                documents = self._encoder.encode_texts(filled(chats, [each for each in skeletons if each]))
+                proofs.compare(documents, first + chats.rows)
+                tally.conversations += len(chats)
+                parts.append((documents, first + chats.rows))
+            others = np.delete(np.arange(len(block)), chats.rows)
+            rows = zip((first + others).tolist(), block.take(pa.array(others)).to_pylist(), strict=True)
+            yield [*parts, *self._from_rows(unit, rows, tally, proofs)]
+            first += len(block)
+
+    def _from_rows(
+        self, unit: WorkUnit, numbered: Iterable[tuple[int, Row]], tally: _Tally, proofs: Proofs
+    ) -> Iterator[_Part]:
+        """The documents of rows and their places in the unit."""
         rows: list[int] = []
         items: list[Item] = []
         size = 0
-        for position, row in enumerate(read_rows(unit)):
+        reader = self._readers[unit.source]
+        for position, row in numbered:
             try:
-                made = self._make_items(row, unit.source, position, proofs)
+                made = self._make_items(row, reader, position, proofs)
             except RowError as error:
                 tally.rejects.append(Reject(str(unit.file), unit.first_row + position, "rejected", str(error)))
                 continue
@@ -134,11 +177,19 @@ class DocumentMaker:
                 items.append(item)
                 size += item.size
             if len(rows) >= _ROWS_AT_ONCE or size >= _BYTES_AT_ONCE:
-                yield from self._batch(unit, rows, items, tally, proofs)
+                yield self._encoded(rows, items, tally, proofs)
                 rows, items, size = [], [], 0
-        yield from self._batch(unit, rows, items, tally, proofs)
+        if items:
+            yield self._encoded(rows, items, tally, proofs)
 
-    def _make_items(self, row: Row, source: int, position: int, proofs: Proofs) -> Sequence[Item]:
+    def _encoded(self, rows: list[int], items: list[Item], tally: _Tally, proofs: Proofs) -> _Part:
+        documents, positions = self._encoder.encode(items), np.array(rows, np.int64)
+        proofs.compare(documents, positions)
+        tally.conversations += sum(not isinstance(item, Tokens) for item in items)
+        tally.rewritten += len({row for row, item in zip(rows, items, strict=True) if _is_rewritten(item)})
+        return documents, positions
+
+    def _make_items(self, row: Row, reader: RowReader, position: int, proofs: Proofs) -> Sequence[Item]:
         """The documents of one row, not yet encoded.
 
         Raises:
@@ -146,7 +197,7 @@ class DocumentMaker:
         """
         if isinstance(row, RowError):
             raise row
-        sample = self._readers[source].read(row)
+        sample = reader.read(row)
         match sample:
             case Conversation():
                 chats = self._template.chats(sample)
@@ -160,72 +211,29 @@ class DocumentMaker:
                     raise RowError(f"`input_ids` has ids outside the vocabulary of {self._vocab_size}")
                 return [sample]
 
-    def _batch(
-        self, unit: WorkUnit, rows: list[int], items: list[Item], tally: _Tally, proofs: Proofs
-    ) -> Iterator[pa.RecordBatch]:
-        if not items:
+    def _batch(self, unit: WorkUnit, parts: list[_Part], tally: _Tally) -> Iterator[pa.RecordBatch]:
+        """Documents in the order of their rows, but for those with nothing to train on."""
+        if not parts:
             return
-        documents = self._encoder.encode(items)
-        positions = np.array(rows, np.int64)
-        proofs.compare(documents, positions)
-        kept = documents.trained > 0
-        with_document = np.unique(positions[kept])
+        positions = np.concatenate([rows for _, rows in parts])
+        trained = np.concatenate([documents.trained for documents, _ in parts])
+        order = np.argsort(positions, kind="stable")
+        order = order[trained[order] > 0]
+        with_document = set(positions[order].tolist())
         tally.rows_out += len(with_document)
-        tally.conversations += sum(not isinstance(item, Tokens) for item in items)
-        tally.rewritten += len({row for row, item in zip(rows, items, strict=True) if _is_rewritten(item)})
-        for position in np.setdiff1d(positions, with_document).tolist():
+        for position in sorted(set(positions.tolist()) - with_document):
             number = unit.first_row + position
             tally.rejects.append(Reject(str(unit.file), number, "dropped", "nothing to train on"))
-        batch = self._shard_batch(unit, documents, positions)
-        index = _index_batch(unit, documents, positions)
-        if not kept.all():
-            batch, index = batch.filter(pa.array(kept)), index.filter(pa.array(kept))
-        tally.index.append(index)
-        yield batch
+        tally.index.append(_in_order([index_batch(unit, *part) for part in parts], order))
+        yield _in_order([shard_batch(self._schema, unit, *part) for part in parts], order)
 
-    def _shard_batch(self, unit: WorkUnit, documents: Documents, positions: np.ndarray[Any, Any]) -> pa.RecordBatch:
-        token = self._schema.field("input_ids").type.value_type
-        assert documents.offsets[-1] < 2**31, "list offsets have 32 bits"
-        columns = [
-            _list_array(
-                documents.ids.astype(np.uint16 if token == pa.uint16() else np.int32, copy=False), documents.offsets
-            ),
-            _list_array(documents.masks.runs, documents.masks.offsets),
-            _weights_array(documents.run_weights),
-            _array(np.full(len(documents), unit.source, np.int16)),
-            _array(positions + unit.source_row),
-        ]
-        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+def _in_order(batches: list[pa.RecordBatch], order: NDArray[np.int64]) -> pa.RecordBatch:
+    """Some rows of several batches as one."""
+    if len(batches) == 1 and len(order) == len(batches[0]):  # one part is in order
+        return batches[0]
+    return pa.concat_batches(batches).take(pa.array(order))
 
 
 def _is_rewritten(item: Item) -> bool:
     return isinstance(item, RenderedChat) and item.rewritten
-
-
-def _list_array(values: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any]) -> pa.ListArray:
-    return pa.ListArray.from_arrays(_array(offsets.astype(np.int32)), _array(values))
-
-
-def _array(values: np.ndarray[Any, Any]) -> pa.Array:
-    """Numbers as an Arrow array, without copying (and without pandas, which `pa.array` would import first)."""
-    kind = pa.from_numpy_dtype(values.dtype)
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
-
-
-def _weights_array(weights: list[list[float] | None]) -> pa.Array:
-    kind = pa.list_(pa.float32())
-    return pa.array(weights, kind) if any(weights) else pa.nulls(len(weights), kind)
-
-
-def _index_batch(unit: WorkUnit, documents: Documents, positions: np.ndarray[Any, Any]) -> pa.RecordBatch:
-    digests = documents.digests()
-    last_of_row = np.searchsorted(positions, positions, side="right") - 1
-    columns = [
-        _array(np.diff(documents.offsets).astype(np.int32)),
-        _array(documents.trained),
-        _array(documents.weight),
-        _array(np.full(len(documents), unit.source, np.int16)),
-        _array(digests),
-        _array(digests[last_of_row]),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=INDEX_SCHEMA)

@@ -6,23 +6,24 @@ changed them, control tokens are to stay text) and other tokenizers take the tok
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
+from types import MappingProxyType
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from data_tools.backends import load_gigatoken, plain_backend, token_lengths
+from data_tools.backends import byte_strings, load_gigatoken, plain_backend, token_lengths
 from data_tools.chat_text import RenderedChat
 from data_tools.formats import Tokens
 from data_tools.masks import Masks, label_counts, mask_runs, token_borders
 from data_tools.skeleton import FilledChat
+from data_tools.texts import Item, Texts, ends, texts_of
 
-Item = RenderedChat | FilledChat | Tokens
-"""What can become a document."""
+_NONE: Mapping[int, RenderedChat | Tokens] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -70,78 +71,85 @@ class Encoder:
         self._fast = load_gigatoken(self._backend) if engine == "gigatoken" else None
 
     def encode(self, items: Sequence[Item]) -> Documents:
-        """Encode rendered chats; every token that holds a byte of a learnt span is trained."""
-        batch = _Batch.of(items)
-        simple = np.array(
-            [self._is_simple(item, text) for item, text in zip(items, batch.texts, strict=True)], np.bool_
-        )
-        counts = batch.border_counts
+        """Encode documents; every token that holds a byte of a learnt span is trained."""
+        odd = {
+            number: item
+            for number, item in enumerate(items)
+            if not isinstance(item, FilledChat) and (isinstance(item, Tokens) or item.literals)
+        }
+        return self.encode_texts(texts_of(items), odd)
+
+    def encode_texts(self, texts: Texts, odd: Mapping[int, RenderedChat | Tokens] = _NONE) -> Documents:
+        """Encode texts, and in the places of some of them what is more than a text."""
+        simple = self._are_simple(texts)
+        simple[list(odd)] = False
+        counts = texts.border_counts
         if self._token_lengths is None:
-            ids, offsets = np.empty(0, np.int32), np.zeros(len(items) + 1, np.int64)
+            ids, offsets = np.empty(0, np.int32), np.zeros(len(texts) + 1, np.int64)
             borders, counts = np.empty(0, np.int64), np.zeros_like(counts)
             simple[:] = False
         else:
-            ids, offsets = self._ids(batch.texts)
-            ends = np.zeros(len(ids) + 1, np.int64)  # of tokens, in bytes of the whole batch, after a 0
-            np.cumsum(self._token_lengths[ids], out=ends[1:])
-            reached = ends[offsets]
-            simple &= np.diff(reached) == np.diff(batch.text_offsets)
-            moved = np.repeat(reached[:-1] - batch.text_offsets[:-1], counts)  # after a text that is not simple
-            borders = token_borders(ends[1:], ends[:-1], (batch.borders + moved).reshape(-1, 2))
+            ids, offsets = self._ids(texts)
+            token_ends = np.zeros(len(ids) + 1, np.int64)  # in bytes of the whole batch, after a 0
+            np.cumsum(self._token_lengths.take(ids), out=token_ends[1:])
+            reached = token_ends[offsets]
+            simple &= np.diff(reached) == np.diff(texts.offsets)
+            moved = np.repeat(reached[:-1] - texts.offsets[:-1], counts)  # after a text that is not simple
+            borders = token_borders(token_ends[1:], token_ends[:-1], (texts.borders + moved).reshape(-1, 2))
         if not simple.all():
-            ids, offsets, borders, counts = self._replace(items, simple, ids, offsets, borders, counts)
+            each = {number: odd.get(number) or texts.rendered(number) for number in np.flatnonzero(~simple).tolist()}
+            ids, offsets, borders, counts = self._replace(each, ids, offsets, borders, counts)
         masks = mask_runs(borders, counts, offsets)
-        return Documents(ids, offsets, masks, batch.weights, *label_counts(masks, _every_run(batch.weights, masks)))
+        return Documents(ids, offsets, masks, texts.weights, *label_counts(masks, _every_run(texts.weights, masks)))
 
-    def encode_alone(self, item: Item) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    def encode_alone(self, item: RenderedChat | Tokens) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """The ids and the mask of one document by the tokenizer's own offsets, which is slow and sure."""
         ids, borders = self._encode_one(item)
         mask = np.zeros(len(ids) + 1, np.int8)
         np.add.at(mask, borders, np.tile([1, -1], len(borders) // 2).astype(np.int8))
         return ids, np.cumsum(mask[:-1]) > 0
 
-    def _is_simple(self, item: Item, text: bytes) -> bool:
-        if not isinstance(item, FilledChat) and (isinstance(item, Tokens) or item.literals):
-            return False
-        return not self._composes or text.isascii() or unicodedata.is_normalized("NFC", text.decode())
+    def _are_simple(self, texts: Texts) -> NDArray[np.bool_]:
+        """Whether the tokenizer leaves each text as it is, before it cuts it into tokens."""
+        simple = np.ones(len(texts), np.bool_)
+        if self._composes and not texts.data.tobytes().isascii():
+            each = (texts.text(number) for number in range(len(texts)))
+            simple[:] = [text.isascii() or unicodedata.is_normalized("NFC", text.decode()) for text in each]
+        return simple
 
-    def _ids(self, texts: list[bytes]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def _ids(self, texts: Texts) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """The ids of all texts end to end, and where each text begins."""
         if self._fast is not None:
-            layout = self._fast.encode_batch(texts, parallel=False).layout
+            layout = self._fast.encode_batch(byte_strings(texts.data, texts.offsets), parallel=False).layout
             offsets = np.asarray(layout.offsets.data).astype(np.int64)
             return np.asarray(layout.content.data)[offsets[0] : offsets[-1]].view(np.int32), offsets - offsets[0]
-        encodings = self._backend.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
-        each = [np.array(encoding.ids, np.int32) for encoding in encodings]
-        return np.concatenate([np.empty(0, np.int32), *each]), _ends([len(ids) for ids in each])
+        each = [texts.text(number).decode() for number in range(len(texts))]
+        ids = [encoding.ids for encoding in self._backend.encode_batch_fast(each, add_special_tokens=False)]
+        return np.fromiter(chain.from_iterable(ids), np.int32, sum(map(len, ids))), ends(list(map(len, ids)))
 
     def _replace(
         self,
-        items: Sequence[Item],
-        simple: NDArray[np.bool_],
+        others: Mapping[int, RenderedChat | Tokens],
         ids: NDArray[np.int32],
         offsets: NDArray[np.int64],
         borders: NDArray[np.int64],
         counts: NDArray[np.int64],
     ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Encode the items that are not simple one by one, and put them into their places."""
+        """Encode what is not simple one by one, and put it into its places."""
         each_ids = np.split(ids, offsets[1:-1])
         each_borders = np.split(borders - np.repeat(offsets[:-1], counts), np.cumsum(counts)[:-1])
-        for number in np.flatnonzero(~simple).tolist():
-            each_ids[number], each_borders[number] = self._encode_one(items[number])
-        new_offsets, new_counts = (
-            _ends([len(each) for each in each_ids]),
-            np.array([len(each) for each in each_borders], np.int64),
-        )
+        for number, item in others.items():
+            each_ids[number], each_borders[number] = self._encode_one(item)
+        new_offsets = ends([len(each) for each in each_ids])
+        new_counts = np.array([len(each) for each in each_borders], np.int64)
         new_borders = np.concatenate(each_borders) + np.repeat(new_offsets[:-1], new_counts)
         return np.concatenate(each_ids).astype(np.int32, copy=False), new_offsets, new_borders, new_counts
 
-    def _encode_one(self, item: Item) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def _encode_one(self, item: RenderedChat | Tokens) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """The ids of one document, and the borders of its trained tokens."""
         if isinstance(item, Tokens):
             changes = np.flatnonzero(np.diff(np.array([False, *item.trained, False], np.int8)))
             return np.array(item.input_ids, np.int32), changes.astype(np.int64)
-        item = item.rendered() if isinstance(item, FilledChat) else item
         text = item.text.decode()
         edges = [0, *(edge for literal in item.literals for edge in literal), len(item.text)]
         ids: list[int] = []
@@ -159,61 +167,6 @@ class Encoder:
             self._backend.encode_special_tokens = False
         offsets = np.array(places, np.int64).reshape(-1, 2)
         return np.array(ids, np.int32), token_borders(offsets[:, 1], offsets[:, 0], _in_characters(text, item))
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """The texts of a batch and the borders of their spans."""
-
-    texts: list[bytes]
-    text_offsets: NDArray[np.int64]
-    """[items + 1], where each begins, were they end to end."""
-    borders: NDArray[np.int64]
-    """Bytes of the whole batch, start and end of each span in turns."""
-    border_counts: NDArray[np.int64]
-    """[items]"""
-    weights: list[list[float] | None]
-    """[items], of the spans."""
-
-    @classmethod
-    def of(cls, items: Sequence[Item]) -> "_Batch":
-        """A border is so many constant bytes after the start of its text, and so many contents."""
-        texts, weights = list[bytes](), list[list[float] | None]()
-        constants, befores, border_counts = list[int](), list[int](), list[int]()
-        content_lengths, content_counts = list[int](), list[int]()
-        for item in items:
-            if isinstance(item, FilledChat):
-                skeleton, contents, text = item.skeleton, item.contents, item.text()
-                encoded = text.encode()
-                ascii_only = len(encoded) == len(text)
-                content_lengths += map(len, contents if ascii_only else [content.encode() for content in contents])
-                content_counts.append(len(contents))
-                constants += skeleton.borders
-                befores += skeleton.contents_before
-                border_counts.append(len(skeleton.borders))
-                weights.append(skeleton.weights)
-                texts.append(encoded)
-                continue
-            content_counts.append(0)
-            texts.append(b"" if isinstance(item, Tokens) else item.text)
-            weights.append(None if isinstance(item, Tokens) else item.weights)
-            borders = [] if isinstance(item, Tokens) else [border for span in item.spans for border in span]
-            constants += borders
-            befores += [0] * len(borders)
-            border_counts.append(len(borders))
-        text_offsets, content_ends = _ends([len(text) for text in texts]), _ends(content_lengths)
-        counts = np.array(border_counts, np.int64)
-        first_content = _ends(content_counts)[:-1]
-        moved = np.repeat(text_offsets[:-1] - content_ends[first_content], counts)
-        in_contents = content_ends[np.repeat(first_content, counts) + np.array(befores, np.int64)]
-        return cls(texts, text_offsets, moved + in_contents + np.array(constants, np.int64), counts, weights)
-
-
-def _ends(lengths: Sequence[int]) -> NDArray[np.int64]:
-    """[lengths + 1]: 0, and where each ends when they are put end to end."""
-    ends = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=ends[1:])
-    return ends
 
 
 def _in_characters(text: str, item: RenderedChat) -> NDArray[np.int64]:

@@ -62,10 +62,11 @@ def _source(source: SourceFiles, config: SourceConfig) -> dict[str, Any]:
         "files": [{"name": file_name(file), "blake3": content_digest(file)} for file in source.files],
         "format": config.format,
         "columns": config.columns,
-        "function": config.function and [config.function, _modules(config.function)],
+        "function": config.function,
+        "modules": _modules(config.function),
         "roles": config.roles,
     }
 
 
-def _modules(function: str) -> dict[str, str]:
-    return {name: file_digest(file) for name, file in local_modules(function).items()}
+def _modules(function: str | None) -> dict[str, str]:
+    return {name: file_digest(file) for name, file in local_modules(function).items()} if function else {}

@@ -18,6 +18,7 @@ from data_tools.columns import compose_columns, load_function
 from data_tools.config import SourceConfig
 from data_tools.errors import RowError, UserError
 from data_tools.messages import (
+    PLAIN_ROLES,
     ROLES,
     Message,
     Parts,
@@ -85,7 +86,8 @@ class RowReader:
         self._function = load_function(source.function) if source.function else None
         self._columns = source.columns
         self._roles = {**ROLES, **{name.lower(): role for name, role in source.roles.items()}}
-        self._read: Callable[[Row], Sample] = {
+        self._plain = not PLAIN_ROLES & source.roles.keys()  # a source may swap user and assistant
+        read: Callable[[Row], Sample] = {
             "messages": self._messages_row,
             "sharegpt": self._sharegpt_row,
             "prompt_completion": self._prompt_completion_row,
@@ -94,13 +96,11 @@ class RowReader:
             "tokens": _tokens_row,
         }[source.format]
 
-    def read(self, row: Row) -> Sample:
-        """One row of the source.
-
-        Raises:
-            RowError: the row is not what the format says, or has nothing to learn.
-        """
-        return self._read(self._adapted(row) if self._columns or self._function else row)
+        as_they_are = source.format == "messages" and self._plain and not (source.function or source.columns)
+        self.chats = "messages" if as_they_are else None
+        """The column of chats, where messages of nothing but `role` and `content` are what they say."""
+        self.read = read if not (source.function or source.columns) else lambda row: read(self._adapted(row))
+        """One row of the source → a sample; RowError: it is not what the format says, or has nothing to learn."""
 
     def _adapted(self, row: Row) -> Row:
         return adapted(row, self._function, self._columns)
@@ -117,20 +117,18 @@ class RowReader:
         return self._conversation(row, row[column], column)
 
     def _conversation(self, row: Row, value: Any, column: str) -> Conversation:
-        raw = message_list(value, column)
+        messages, weights = message_list(value, column), None
         system = _text(row, "system", "") if column != "messages" else ""
-        parts = plain_parts(raw) if not system else None
-        if parts is not None:
-            messages, weights = raw, None
-        else:
-            messages, weights = read_messages([*_system(system), *raw], self._roles)
+        parts = plain_parts(messages) if self._plain and not system else None
+        if parts is None:
+            messages, weights = read_messages([*_system(system), *messages], self._roles)
             parts = plain_parts(messages)
         if "assistant" not in (parts[0] if parts else [message["role"] for message in messages]):
             raise RowError("no assistant turn: there is nothing to learn")
         tools, arguments = row.get("tools"), row.get("chat_template_kwargs")
         if tools is None and arguments is None:
             return Conversation(messages, None, {}, weights, None, parts)
-        return Conversation(messages, _tools(tools), _template_arguments(arguments), weights, None, parts)
+        return Conversation(messages, _tools(tools), template_arguments(arguments), weights, None, parts)
 
     def _prompt_completion_row(self, row: Row) -> Sample:
         prompt, completion = row.get("prompt"), row.get("completion")
@@ -146,7 +144,7 @@ class RowReader:
         return Conversation(
             messages,
             _tools(row.get("tools")),
-            _template_arguments(row.get("chat_template_kwargs")),
+            template_arguments(row.get("chat_template_kwargs")),
             weights,
             len(asked),
             plain_parts(messages),
@@ -156,7 +154,7 @@ class RowReader:
         question = "\n\n".join(part for part in (_text(row, "instruction"), _text(row, "input", "")) if part)
         answer = _text(row, "output" if row.get("output") is not None else "response")
         asked = [*_system(_text(row, "system", "")), *_history(row.get("history")), plain_message("user", question)]
-        tools, arguments = _tools(row.get("tools")), _template_arguments(row.get("chat_template_kwargs"))
+        tools, arguments = _tools(row.get("tools")), template_arguments(row.get("chat_template_kwargs"))
         messages = [*asked, plain_message("assistant", answer)]
         return Conversation(messages, tools, arguments, parts=plain_parts(messages))
 
@@ -232,7 +230,12 @@ def _tools(value: Any) -> list[Any] | None:
     return [parsed_json(tool, "`tools`") for tool in value]
 
 
-def _template_arguments(value: Any) -> dict[str, Any]:
+def template_arguments(value: Any) -> dict[str, Any]:
+    """What a row hands to its template, as an object or the JSON text of one; null fields are none.
+
+    Raises:
+        RowError: it is neither.
+    """
     value = parsed_json(value, "`chat_template_kwargs`")
     if value is None:
         return {}

@@ -19,7 +19,8 @@ ROLES = {
 }
 """The names of roles that data sets use. A `function_call` becomes an assistant's message with `tool_calls`."""
 
-_PLAIN_ROLES = {"system", "user", "assistant", "tool"}
+PLAIN_ROLES = {"system", "user", "assistant", "tool"}
+"""Roles that mean the same in rows and in templates."""
 
 Parts = tuple[tuple[str, ...], list[str]]
 """The roles and the contents of messages."""
@@ -36,7 +37,7 @@ def plain_parts(messages: list[Any]) -> Parts | None:
         roles = tuple([message["role"] for message in messages])
         contents = [message["content"] for message in messages]
         text = "".join(contents)  # a TypeError unless all are texts
-        plain = _PLAIN_ROLES.issuperset(roles) and sum(map(len, messages)) == 2 * len(messages)
+        plain = PLAIN_ROLES.issuperset(roles) and sum(map(len, messages)) == 2 * len(messages)
     except (KeyError, TypeError):
         return None
     if not plain or not all(contents) or any(map(str.isspace, contents)):

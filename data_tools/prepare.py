@@ -3,10 +3,8 @@
 Killed at any moment, it goes on where it was: finished units are skipped, and the manifest comes last.
 """
 
-import fcntl
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,8 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from data_tools.actors import make_on_actors
 from data_tools.backends import choose_encoder, plain_backend
+from data_tools.changes import check_contents
 from data_tools.chat import ChatTemplate, Learning
 from data_tools.chat_text import RenderedChat
+from data_tools.claim import claim, locked
 from data_tools.config import DataConfig, SourceConfig, TokenizerTraining
 from data_tools.documents import DocumentMaker, Making
 from data_tools.errors import RowError, UserError
@@ -27,7 +27,7 @@ from data_tools.formats import Conversation, PlainText, RowReader, Sample, with_
 from data_tools.hub import tokenizer_folder
 from data_tools.lock import Lock
 from data_tools.manifest import check_rejects, write_store
-from data_tools.mirror import REMOTE, Mirror, open_store
+from data_tools.mirror import Mirror, open_store
 from data_tools.pinned import check_sources, check_tokenizer
 from data_tools.proofs import sampled_every
 from data_tools.readers import WorkUnit, read_rows
@@ -46,13 +46,14 @@ from data_tools.tokenizer import (
 )
 from data_tools.units import work_units
 
-LOCK = ".lock"
 IN_PROCESS_ROWS = 50_000
 """Below this many rows, one process is done about as soon as actors are."""
 
 SAMPLE_ROWS = 16
 """Rows of each source on which a fast encoder must agree with the tokenizer before it is used."""
 
+OnStart = Callable[[set[int]], None]
+"""Called once, before the first unit is made, with the numbers of those that an earlier preparation finished."""
 OnUnit = Callable[[UnitRecord, int], None]
 """Called with each finished unit and the number of rows of all units."""
 
@@ -68,7 +69,11 @@ class _Input:
 
 
 def prepare(
-    config: DataConfig, store: Path, on_unit: OnUnit = lambda record, total: None, lock_file: Path | None = None
+    config: DataConfig,
+    store: Path,
+    on_unit: OnUnit = lambda record, total: None,
+    lock_file: Path | None = None,
+    on_start: OnStart = lambda kept: None,
 ) -> TokenStore:
     """Make the token store, or finish it; a finished store with the same settings is only opened.
 
@@ -77,13 +82,14 @@ def prepare(
         store: the folder to write.
         on_unit: told about progress.
         lock_file: pins what is on the hub, where `fetch` wrote it.
+        on_start: told what is done already.
 
     Raises:
         UserError: an input is missing or empty, too many rows are rejected, no row became a document, a proof of the
             masks failed, the lock pins other inputs, or the store belongs to other settings.
     """
-    _claim(store)
-    with _locked(store):
+    claim(store)
+    with locked(store):
         lock = Lock.read(lock_file) if lock_file else None
         given = _read_input(config, store, lock)
         tokenizer = _tokenizer(config, given, lock)
@@ -95,7 +101,8 @@ def prepare(
             finished = mirror.refresh()
         if finished:
             return _reopen(mirror, config, given.sources, settings)
-        engine = _start_store(store, tokenizer, config, given, fingerprint_of(settings))
+        kept = _tidy_up(mirror, given.units, fingerprint_of(settings))
+        engine = _choose_engine(mirror, tokenizer, config, given)
         making = Making(
             store=mirror.uri or str(store.absolute()),
             fingerprint=fingerprint_of(settings),
@@ -105,33 +112,11 @@ def prepare(
             engine=engine,
             sampled_every=sampled_every(sum(unit.rows for unit in given.units)),
         )
+        on_start(kept)
         records = _make_shards(mirror, config, making, given.units, on_unit)
         facts = {"asked": config.asked(), "settings": settings, "encoder": engine}
         write_store(mirror, given.sources, given.configs, records, tokenizer, facts)
         return open_store(store)
-
-
-def _claim(store: Path) -> None:
-    """Make the folder; what is there already must be a store, finished or not: leftovers in it will be deleted."""
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-        if not {LOCK, REMOTE, MANIFEST} & (found := {path.name for path in store.iterdir()}) and found:
-            raise UserError(f"data.store: {store} is not empty and no token store; choose a new folder")
-    except OSError as error:
-        raise UserError(f"data.store: cannot use {store}: {error.strerror}; choose another folder") from None
-
-
-@contextmanager
-def _locked(store: Path) -> Iterator[None]:
-    """One preparation of a store at a time."""
-    with open(store / LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{store} is being prepared by another process; wait for it, or choose another store"
-            ) from None
-        yield
 
 
 def _read_input(config: DataConfig, store: Path, lock: Lock | None) -> _Input:
@@ -204,12 +189,7 @@ def _reopen(mirror: Mirror, config: DataConfig, sources: list[SourceFiles], sett
     store, allowed = mirror.folder, config.max_reject_fraction
     finished = open_store(store)
     if finished.fingerprint != fingerprint_of(settings):
-        made_with = finished.manifest["settings"]
-        changed = ", ".join(key for key in settings if settings[key] != made_with.get(key))
-        raise UserError(
-            f"the token store {store} was made with other settings ({changed}); set data.store to a new folder, "
-            f"or delete this one and prepare it again"
-        )
+        check_contents(store, finished.manifest, {"asked": config.asked(), "settings": settings})
     totals = finished.manifest["totals"]
     if totals["rejected"] > allowed * totals["rows_in"]:
         raise UserError(
@@ -229,19 +209,22 @@ def _reopen(mirror: Mirror, config: DataConfig, sources: list[SourceFiles], sett
     return finished
 
 
-def _start_store(
-    store: Path, tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: _Input, fingerprint: str
-) -> str:
-    """Put the tokenizer in place, clear away what other settings left unfinished, and choose what encodes."""
-    mirror = Mirror(store)
-    finished = [unit for unit in given.units if read_record(mirror, unit, fingerprint)]
-    for folder in ("shards", "units"):
+def _tidy_up(mirror: Mirror, units: list[WorkUnit], fingerprint: str) -> set[int]:
+    """Clear away what other settings left unfinished; the units that these settings have finished."""
+    finished = {unit.number for unit in units if read_record(mirror, unit, fingerprint)}
+    for folder in (mirror.folder / "shards", mirror.folder / "units"):
         if not finished:
-            shutil.rmtree(store / folder, ignore_errors=True)
-            mirror.remove(folder)
-        (store / folder).mkdir(exist_ok=True)
-        for leftover in (store / folder).glob(".*.tmp"):
+            shutil.rmtree(folder, ignore_errors=True)
+            mirror.remove(folder.name)
+        folder.mkdir(exist_ok=True)
+        for leftover in folder.glob(".*.tmp"):
             leftover.unlink()
+    return finished
+
+
+def _choose_engine(mirror: Mirror, tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: _Input) -> str:
+    """Put the tokenizer in place, and choose what encodes."""
+    store = mirror.folder
     tokenizer.save_pretrained(store / "tokenizer")
     mirror.push_folder("tokenizer")
     saved = load_tokenizer(str(store / "tokenizer"))
@@ -261,7 +244,7 @@ def _first_texts(tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: 
         Learning.of(config),
         control_tokens(tokenizer),
     )
-    frame = PlainTextFrame(tokenizer)
+    frame = PlainTextFrame(tokenizer, config.control_tokens)
     chats: list[RenderedChat] = []
     for number in range(len(given.sources)):
         first = [unit for unit in given.units if unit.source == number][:1]

@@ -7,15 +7,14 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate, islice
+from itertools import accumulate, groupby, islice
 from typing import Any
 
 import ijson
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from data_tools.columnar import arrow_blocks, open_parquet, parquet_places
 from data_tools.csv_files import csv_data, csv_header, csv_records
 from data_tools.errors import RowError, UserError
 from data_tools.files import (
@@ -24,8 +23,6 @@ from data_tools.files import (
     BYTE_ORDER_MARK,
     Format,
     is_compressed,
-    is_remote,
-    open_stored,
     open_stream,
     reading,
 )
@@ -33,7 +30,6 @@ from data_tools.files import (
 Row = dict[str, Any] | RowError
 """What a file holds at one row: its columns, or why it cannot be read."""
 
-_COLUMNAR_ROWS = 1024
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
 
 
@@ -77,10 +73,8 @@ def _rows(unit: WorkUnit) -> Iterator[Row]:
             return _csv_rows(unit)
         case "json":
             return (_checked(row) for row in _from_first_row(unit, array_items(unit.file)))
-        case "parquet":
-            return _parquet_rows(unit)
-        case "arrow":
-            return _arrow_rows(unit)
+        case "parquet" | "arrow":
+            return (row for block in _blocks(unit) for row in block.to_pylist())
 
 
 def _parse_lines(unit: WorkUnit) -> Iterator[Row]:
@@ -226,64 +220,35 @@ def _csv_unit_records(unit: WorkUnit) -> Iterator[list[str] | RowError]:
         yield from (record for _, record in csv_records(stream, unit.byte_offset))
 
 
-@contextmanager
-def open_parquet(file: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file whose pages are read when they are needed, not a row group at once."""
-    with (
-        open_stored(file) as stored,
-        pq.ParquetFile(stored if is_remote(file) else file, pre_buffer=False, buffer_size=BLOCK) as parquet,
-    ):
-        yield parquet
+def read_blocks(unit: WorkUnit) -> Iterator[pa.RecordBatch]:
+    """The rows of a unit of a columnar file, some at a time.
+
+    Raises:
+        UserError: the file is broken as a whole, or has changed since it was cut into units.
+    """
+    read = 0
+    with reading(unit.file):
+        for block in _blocks(unit):
+            read += block.num_rows
+            yield block
+    if read < unit.rows:
+        raise UserError(f"data.sources: {unit.file} has changed since it was read first; prepare again")
 
 
-def _parquet_rows(unit: WorkUnit) -> Iterator[Row]:
-    """From the row group on in which the unit starts."""
+def _blocks(unit: WorkUnit) -> Iterator[pa.RecordBatch]:
+    if unit.format == "arrow":
+        yield from arrow_blocks(unit.file, unit.first_row, unit.rows)
+        return
+    for _, group in groupby(_parquet_places(unit), key=lambda place: id(place[0])):
+        places = list(group)
+        batch, first = places[0]
+        yield batch.slice(first, len(places))
+
+
+def _parquet_places(unit: WorkUnit) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """Each row of the unit; the file is read from the row group on in which it starts."""
     with open_parquet(unit.file) as parquet:
         group_rows = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
     starts = list(accumulate(group_rows, initial=0))
     group = bisect_right(starts, unit.first_row) - 1
-    for rows, place in _from_first_row(unit, _parquet_places(unit.file, group), starts[group]):
-        yield rows.values[place]
-
-
-class _Rows:
-    """Rows of a batch that become Python objects when the first is asked for: those that are skipped never do."""
-
-    def __init__(self, batch: pa.RecordBatch) -> None:
-        self.batch = batch
-
-    @cached_property
-    def values(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.batch.to_pylist()
-        return rows
-
-
-def _parquet_places(file: str, group: int) -> Iterator[tuple[_Rows, int]]:
-    """Every row from a row group on, as its batch and its place there."""
-    with open_parquet(file) as parquet:
-        groups = list(range(group, parquet.num_row_groups))
-        for batch in parquet.iter_batches(_COLUMNAR_ROWS, groups, use_threads=False):
-            rows = _Rows(batch)
-            for place in range(batch.num_rows):
-                yield rows, place
-
-
-def arrow_batches(file: str) -> Iterator[pa.RecordBatch]:
-    """The record batches of an IPC file, or of the stream that `datasets` writes; local files are mapped."""
-    with open_stored(file) as stored:
-        source = pa.PythonFile(stored) if is_remote(file) else pa.memory_map(file)
-        if stored.read(6) != b"ARROW1":
-            stored.seek(0)
-            yield from pa.ipc.open_stream(source)
-            return
-        stored.seek(0)
-        reader = pa.ipc.open_file(source)
-        yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
-
-
-def _arrow_rows(unit: WorkUnit) -> Iterator[Row]:
-    skip = unit.first_row
-    for batch in arrow_batches(unit.file):
-        for start in range(skip, batch.num_rows, _COLUMNAR_ROWS):
-            yield from batch.slice(start, _COLUMNAR_ROWS).to_pylist()
-        skip = max(0, skip - batch.num_rows)
+    return islice(_from_first_row(unit, parquet_places(unit.file, group), starts[group]), unit.rows)

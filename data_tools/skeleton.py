@@ -11,8 +11,9 @@ gives these parts and the places of the spans:
 import marshal
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any, NamedTuple
 
 from data_tools.chat_text import RenderedChat
 from data_tools.errors import RowError
@@ -28,7 +29,22 @@ _PASSES_FOR_SLOT = re.compile(f"{_SPACE}|{_BEFORE}|shardtune-slot-")
 _MOST = 4096
 
 Key = tuple[tuple[str, ...], str | None, bytes | None]
-"""What conversations of one skeleton share: roles, the system message at the head, and everything but messages."""
+"""What conversations of one skeleton share: roles, the system message at the head, and everything but messages.
+
+The last is told apart as exactly as templates can: 1, 1.0 and true are three things.
+"""
+
+
+class Facts(NamedTuple):
+    """Everything but the messages of a conversation."""
+
+    tools: list[Any] | None = None
+    template_arguments: dict[str, Any] | None = None
+    weights: list[float] | None = None
+    completion_from: int | None = None
+
+
+NO_FACTS = Facts()
 
 
 @dataclass(frozen=True)
@@ -69,12 +85,16 @@ class _Slot:
 class Skeleton:
     """The constant parts of a text, and the spans among them."""
 
-    form: str
-    """The constant parts, with `%s` where contents go."""
-    borders: list[int]
-    """For each border of a span (start and end in turns), the bytes of constant parts before it …"""
-    contents_before: list[int]
-    """… and how many contents come before it."""
+    parts: list[str]
+    """The constant texts, between which contents go."""
+    messages: list[int]
+    """Of which message the content after each part (but the last) is."""
+    strips: bool
+    """Whether the template strips contents."""
+    border_parts: list[int]
+    """For each border of a span (start and end in turns), the part in which it lies …"""
+    border_bytes: list[int]
+    """… and the byte of that part."""
     weights: list[float] | None
     """Of the spans."""
 
@@ -87,17 +107,18 @@ class Skeleton:
         text = marked.text.decode()
         self._slots = [_Slot.found(match) for match in _SLOT.finditer(text)]
         edges = [0, *(edge for slot in self._slots for edge in (slot.start, slot.end)), len(text)]
-        parts = [text[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
-        self.form = "%s".join(part.replace("%", "%%") for part in parts)
-        part_starts = list(accumulate((len(part.encode()) for part in parts), initial=0))
+        self.parts = [text[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
+        self.messages = [slot.message for slot in self._slots]
+        self.strips = any(slot.strips for slot in self._slots)
         byte_edges = [len(text[:edge].encode()) for edge in edges]
         places = [self._place(border, byte_edges) for span in marked.spans for border in span]
-        self.borders = [part_starts[part] + offset for part, offset in places]
-        self.contents_before = [part for part, _ in places]
+        self.border_parts, self.border_bytes = [part for part, _ in places], [byte for _, byte in places]
         self.weights = marked.weights
-        self._in_order = [slot.message for slot in self._slots] == list(range(len(self._slots)))
-        self._messages = [slot.message for slot in self._slots]
-        self._strips = any(slot.strips for slot in self._slots)
+        # What `FilledChat` needs: the text with `%s` for contents, and the constant bytes before each border.
+        self.form = "%s".join(part.replace("%", "%%") for part in self.parts)
+        part_starts = list(accumulate((len(part.encode()) for part in self.parts), initial=0))
+        self.borders = [part_starts[part] + byte for part, byte in places]
+        self._in_order = self.messages == list(range(len(self._slots)))
 
     def _place(self, position: int, edges: list[int]) -> tuple[int, int]:
         """The constant part in which a position lies, and the byte of it."""
@@ -108,16 +129,16 @@ class Skeleton:
 
     def fill(self, contents: list[str]) -> "FilledChat":
         """A conversation with these contents."""
-        if len(contents) != len(self._messages) or not self._in_order:
-            contents = [contents[message] for message in self._messages]
-        if self._strips:
+        if len(contents) != len(self.messages) or not self._in_order:
+            contents = [contents[message] for message in self.messages]
+        if self.strips:
             contents = [slot.strip(content) for slot, content in zip(self._slots, contents, strict=True)]
         return FilledChat(self, contents)
 
 
 @dataclass(slots=True)
 class FilledChat:
-    """A conversation between the constant parts of its template: `encode.py` finds the borders of many at once."""
+    """A conversation between the constant parts of its template: `texts.py` finds the borders of many at once."""
 
     skeleton: Skeleton
     contents: list[str]
@@ -129,7 +150,7 @@ class FilledChat:
     def rendered(self) -> RenderedChat:
         """The text and its spans."""
         ends = list(accumulate((len(content.encode()) for content in self.contents), initial=0))
-        places = zip(self.skeleton.borders, self.skeleton.contents_before, strict=True)
+        places = zip(self.skeleton.borders, self.skeleton.border_parts, strict=True)
         borders = [constant + ends[contents] for constant, contents in places]
         spans = list(zip(borders[::2], borders[1::2], strict=True))
         return RenderedChat(self.text().encode(), spans, self.skeleton.weights)
@@ -153,48 +174,37 @@ class Skeletons:
         self._render = render
         self._known: dict[Key, Skeleton | None] = {}
 
-    def of(self, conversation: Conversation, roles: tuple[str, ...]) -> Skeleton | None:
-        """The skeleton for a conversation of roles and contents; None where the slow way has to be taken."""
-        head = conversation.messages[0]["content"] if roles[0] == "system" else None
+    def of(self, roles: tuple[str, ...], head: str | None, facts: Facts) -> Skeleton | None:
+        """The skeleton for conversations of such roles; None where the slow way has to be taken.
+
+        Args:
+            roles: of the messages.
+            head: the content of the first, if it is the system's.
+            facts: what else there is to a conversation.
+        """
         try:
-            key = (roles, head, _besides_messages(conversation))
+            key = (roles, head, None if facts == NO_FACTS else marshal.dumps(tuple(facts), 2))
+            return self._known[key]
         except ValueError:
-            return None
-        if key not in self._known:
+            return None  # facts that are more than JSON can say
+        except KeyError:
             if len(self._known) == _MOST:
                 return None
-            self._known[key] = self._probe(conversation, roles, head)
-        return self._known[key]
+            self._known[key] = self._probe(roles, head, facts)
+            return self._known[key]
 
-    def _probe(self, conversation: Conversation, roles: tuple[str, ...], head: str | None) -> Skeleton | None:
+    def _probe(self, roles: tuple[str, ...], head: str | None, facts: Facts) -> Skeleton | None:
         messages: list[Message] = [
             {"role": role, "content": f"{_BEFORE}{_SPACE}shardtune-slot-{number}-{_SPACE}{_AFTER}"}
             for number, role in enumerate(roles)
         ]
-        others = (head, conversation.tools, conversation.template_arguments)
-        if any(_PASSES_FOR_SLOT.search(text) for text in texts_in(others)):
+        if any(_PASSES_FOR_SLOT.search(text) for text in texts_in((head, facts.tools, facts.template_arguments))):
             return None
         if head is not None:
             messages[0] = {"role": "system", "content": head}
         try:
-            return Skeleton(self._render(replace(conversation, messages=messages)))
+            return Skeleton(
+                self._render(Conversation(messages, facts.tools, facts.template_arguments or {}, *facts[2:]))
+            )
         except (RowError, ValueError):
             return None  # the slow way says what is wrong, row by row
-
-
-def _besides_messages(conversation: Conversation) -> bytes | None:
-    """All other facts, told apart as exactly as templates can (1, 1.0 and true are three things).
-
-    Raises:
-        ValueError: they are more than JSON can say.
-    """
-    facts = (
-        conversation.tools,
-        conversation.template_arguments or None,
-        conversation.weights,
-        conversation.completion_from,
-    )
-    return None if facts == _NOTHING_ELSE else marshal.dumps(facts, 2)
-
-
-_NOTHING_ELSE = (None, None, None, None)

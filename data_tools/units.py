@@ -12,6 +12,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from data_tools.columnar import arrow_batches, open_parquet
 from data_tools.csv_files import csv_header, csv_records
 from data_tools.errors import UserError
 from data_tools.files import (
@@ -25,7 +26,7 @@ from data_tools.files import (
     open_stream,
     reading,
 )
-from data_tools.readers import WorkUnit, array_items, arrow_batches, open_parquet
+from data_tools.readers import WorkUnit, array_items
 from data_tools.sources import SourceFiles
 
 MOST_ROWS = 2**20

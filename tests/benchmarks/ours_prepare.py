@@ -1,6 +1,6 @@
 """Our preparation, timed.
 
-python ours_prepare.py TOKENIZER TEMPLATE CHATS.jsonl STORE ENCODER THROUGH_JINJA MAX_LENGTH
+python ours_prepare.py TOKENIZER TEMPLATE CHATS STORE ENCODER THROUGH_JINJA MAX_LENGTH
 """
 
 import json
@@ -26,7 +26,8 @@ def main() -> None:
     """Prepare and plan; print CPU seconds with and without loading the tokenizer."""
     tokenizer, template, chats, store, encoder, through_jinja, max_length = sys.argv[1:]
     if through_jinja == "True":
-        ChatTemplate.render = ChatTemplate.render_with_jinja  # type: ignore[method-assign]
+        ChatTemplate.chats = ChatTemplate.render_with_jinja  # type: ignore[method-assign]
+        ChatTemplate.fills_columns = False  # type: ignore[assignment, method-assign]
     config = DataConfig.model_validate(
         {
             "sources": [{"path": chats, "format": "messages"}],

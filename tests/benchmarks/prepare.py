@@ -4,8 +4,9 @@
 
 SHARDTUNE_REAL_DATA names the folder with tokenizers and data sets. Prints one table; fails when ids or labels differ.
 
-TRL's time is that of `SFTTrainer._prepare_dataset` (rows in memory → packed data set). Ours is from the JSONL file to
-the finished store and its pack plan, both without loading the tokenizer; the whole of `prepare` stands beside it.
+TRL's time is that of `SFTTrainer._prepare_dataset` (rows in memory → packed data set). Ours is from the file to the
+finished store and its pack plan: the Arrow file of that very data set, or JSONL; both without loading the tokenizer.
+The whole of `prepare` stands beside it.
 """
 
 import argparse
@@ -32,11 +33,12 @@ HERE = Path(__file__).parent
 MAX_LENGTH = 4096
 
 CASES = {
-    "ChatML, gigatoken": ("minimind", None, "gigatoken"),
-    "ChatML (151k), gigatoken": ("qwen3", None, "gigatoken"),
-    "SmolLM3's template, gigatoken": ("smollm3", "own", "gigatoken"),
-    "SmolLM3 through Jinja, gigatoken": ("smollm3", "jinja", "gigatoken"),
-    "ChatML, tokenizers": ("minimind", None, "tokenizers"),
+    "ChatML, gigatoken": ("minimind", None, "gigatoken", ".arrow"),
+    "ChatML, gigatoken, JSONL": ("minimind", None, "gigatoken", ".jsonl"),
+    "ChatML (151k), gigatoken": ("qwen3", None, "gigatoken", ".arrow"),
+    "SmolLM3's template, gigatoken": ("smollm3", "own", "gigatoken", ".arrow"),
+    "SmolLM3 through Jinja, gigatoken": ("smollm3", "jinja", "gigatoken", ".arrow"),
+    "ChatML, tokenizers": ("minimind", None, "tokenizers", ".arrow"),
 }
 
 
@@ -69,6 +71,7 @@ def _case(
     tokenizer: str,
     template: str | None,
     encoder: str,
+    suffix: str,
     data: Path,
     chats: Path,
     folder: Path,
@@ -84,7 +87,8 @@ def _case(
     for _ in range(repeats):
         store = folder / "store"
         shutil.rmtree(store, ignore_errors=True)
-        arguments = [str(tokenizer_path), str(template_path), str(chats), str(store), encoder, str(template == "jinja")]
+        given = str(chats.with_suffix(suffix))
+        arguments = [str(tokenizer_path), str(template_path), given, str(store), encoder, str(template == "jinja")]
         ours.append(_run(sys.executable, "ours_prepare.py", [*arguments, str(MAX_LENGTH)]))
         arrow = folder / "trl.arrow"
         arguments = [str(tokenizer_path), str(template_path), str(chats), str(MAX_LENGTH), str(arrow)]

@@ -62,5 +62,5 @@ def test_a_module_behind_a_function_is_part_of_the_fingerprint(folder: Path, cha
     (folder / "my_other.py").write_text("# nobody imports it")
     assert prepare(config, tmp_path / "tokens").fingerprint == made.fingerprint
     (folder / "my_parts" / "deep" / "things.py").write_text("Thing = 2\n")
-    with pytest.raises(UserError, match=r"made with other settings \(sources\)"):
+    with pytest.raises(UserError, match=r"\(the module my_parts\.deep\.things of the source chats's function\)"):
         prepare(config, tmp_path / "tokens")
