@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from data_tools.config import DataConfig
-from data_tools.documents import UnitRecord
 from data_tools.prepare import prepare
+from data_tools.records import UnitRecord
 from data_tools.store import TokenStore
 from tests.conftest import chats, write_jsonl
 from tests.data_tools.test_prepare import content
