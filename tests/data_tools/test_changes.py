@@ -26,8 +26,20 @@ MANIFEST: dict[str, Any] = {
         "train_on": "assistant",
         "rows_per_shard": None,
         "sources": [
-            {"name": "a", "files": [{"name": "a.jsonl", "blake3": "3f"}], "format": "text", "columns": None},
-            {"name": "b", "files": [{"name": "b.jsonl", "blake3": "4f"}], "format": "text", "columns": None},
+            {
+                "name": "a",
+                "files": [{"name": "a.jsonl", "blake3": "3f"}],
+                "format": "text",
+                "columns": None,
+                "modules": {},
+            },
+            {
+                "name": "b",
+                "files": [{"name": "b.jsonl", "blake3": "4f"}],
+                "format": "text",
+                "columns": None,
+                "modules": {},
+            },
         ],
     },
 }
@@ -67,6 +79,7 @@ A, B = MANIFEST["settings"]["sources"]
         (changed(("settings", "sources", [A, B, {**A, "name": "c"}])), ["the source c is new"]),
         (changed(("settings", "sources", [B, A])), ["the order of data.sources"]),
         (changed(("settings", "sources", 1, "files", [])), ["the files of the source b"]),
+        (changed(("settings", "sources", 1, "modules", {"m": "5f"})), ["the module m of the source b's function"]),
         (changed(("settings", "sources", 1, "format", "tokens")), ["the source b's format: text -> tokens"]),
         (
             changed(*(("settings", f"key{number}", "x" * 99) for number in range(6))),
