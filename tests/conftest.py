@@ -9,12 +9,16 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import settings
 
 from data_tools.config import DataConfig
 from data_tools.prepare import prepare
 from data_tools.store import INDEX_SCHEMA, StoredDocument, TokenStore, read_arrow, write_arrow
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+settings.register_profile("shared", deadline=None)  # other work on the machine must not fail a test
+settings.load_profile("shared")
 
 
 @pytest.fixture(scope="session")
