@@ -7,18 +7,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_tools.store import TokenStore, write_json
+from data_tools.store import TokenStore
 
 VERIFIED = "verified.json"
 
 
-def verify_store(store: TokenStore, record: Path, everything: bool) -> None:
-    """Compare a store with the checksums in its manifest, and write the record.
+def verify_store(store: TokenStore, record: Path, everything: bool) -> dict[str, Any]:
+    """Compare a store with the checksums in its manifest.
 
     Args:
         store: its index and tokenizer are read each time.
-        record: where `verified.json` is.
+        record: where `verified.json` is, or will be.
         everything: whether shards are read that are as they were when the record was written, too.
+
+    Returns:
+        What the record is to say, once there is a plan to write it beside.
 
     Raises:
         UserError: a file is missing or was changed.
@@ -38,9 +41,7 @@ def verify_store(store: TokenStore, record: Path, everything: bool) -> None:
         if known.get(place) != facts:
             store.check(name)
         found[place] = facts
-    record.parent.mkdir(parents=True, exist_ok=True)
-    if found != known:
-        write_json(record, found)
+    return found
 
 
 def _read(record: Path) -> dict[str, Any]:

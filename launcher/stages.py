@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from data_tools.lock import LOCK_FILE, Pin
-from data_tools.store import MANIFEST
+from data_tools.store import MANIFEST, write_json
 from launcher.config import RunConfig, save_run
 from launcher.pins import require_model
 from launcher.run_folder import check_may_start, check_same_run, planned_attention_cost, read_status, summary
@@ -120,12 +120,14 @@ def plan_stage(config: RunConfig, console: Console, ranks: int, everything: bool
     check_same_run(config)
     store = open_store(config.store)
     check_asked(store.folder, store.manifest["asked"], config.data.asked())
-    verify_store(store, config.folder / "plan" / VERIFIED, everything)
+    record = config.folder / "plan" / VERIFIED
+    verified = verify_store(store, record, everything)
     show_lengths(length_report(store.index["length"], config.data.max_length), config.data.max_length, console)
     settings = PlanSettings.of(
         config.data, config.train.packs_per_step, config.train.seed, _attention_cost(config, store)
     )
     plan = make_plan(store, settings, config.folder / "plan")
+    write_json(record, verified)
     save_run(config)
     facts = plan_facts(plan, store, ranks, config.train.packs_per_micro_batch)
     show_plan(facts, plan, ranks, console)

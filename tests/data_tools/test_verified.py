@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.errors import UserError
-from data_tools.store import TokenStore
+from data_tools.store import TokenStore, write_json
 from data_tools.verified import verify_store
 
 
@@ -31,8 +31,8 @@ def flip(path: Path, same_time: bool) -> None:
 
 
 def test_a_plan_reads_everything(copy: TokenStore, tmp_path: Path) -> None:
-    record = tmp_path / "plan" / "verified.json"
-    verify_store(copy, record, everything=True)
+    record = tmp_path / "verified.json"
+    write_json(record, verify_store(copy, record, everything=True))
     flip(copy.folder / "shards" / "00002.arrow", same_time=True)
     verify_store(copy, record, everything=False)  # nothing says that it was changed
     for everything in (True, False):  # once it is known, training knows it too
@@ -43,11 +43,10 @@ def test_a_plan_reads_everything(copy: TokenStore, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["shards/00001.arrow", "index.arrow", "tokenizer/tokenizer.json"])
 def test_training_reads_what_was_changed(copy: TokenStore, tmp_path: Path, name: str) -> None:
     record = tmp_path / "verified.json"
-    verify_store(copy, record, everything=True)
-    written = record.read_bytes()
+    write_json(record, verify_store(copy, record, everything=True))
+    before = verify_store(copy, record, everything=False)
     (copy.folder / "shards" / "00003.arrow").touch()  # changed, but the same
-    verify_store(copy, record, everything=False)
-    assert record.read_bytes() != written
+    assert verify_store(copy, record, everything=False) != before
     flip(copy.folder / name, same_time=False)
     for _ in range(2):
         with pytest.raises(UserError, match=r"is not what was written"):
@@ -66,7 +65,7 @@ def test_without_a_record_everything_is_read(copy: TokenStore, tmp_path: Path, t
 def test_a_record_of_another_store_says_nothing(copy: TokenStore, tmp_path: Path) -> None:
     """The same path, size and time, but other checksums: the store was prepared again."""
     record = tmp_path / "verified.json"
-    verify_store(copy, record, everything=True)
+    write_json(record, verify_store(copy, record, everything=True))
     flip(copy.folder / "shards" / "00000.arrow", same_time=True)
     manifest = json.loads((copy.folder / "manifest.json").read_text())
     manifest["shards"][0]["blake3"] = "0" * 64
