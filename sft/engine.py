@@ -19,6 +19,7 @@ from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoin
 
 from sft.batches import Batch
 from sft.config import TrainConfig
+from sft.loss import sums_by_source
 from sft.schedule import micro_batches_per_step
 from sft.world import World
 
@@ -67,10 +68,10 @@ class StepResult:
 
     loss_sum: torch.Tensor
     """Weighted sum of cross-entropies over this rank's trained tokens, on the device."""
-    correct: torch.Tensor
-    """Trained tokens that were predicted rightly, on the device."""
-    gradient_norm: float
-    """Global norm of the gradient before clipping, the same on all ranks."""
+    stats: torch.Tensor
+    """[S, 5] `loss.sums_by_source` of this rank's trained tokens, on the device."""
+    gradient_norm: torch.Tensor
+    """Global norm of the gradient before clipping, the same on all ranks, on the device; inf where it was no number."""
 
 
 def optimizer_step(
@@ -85,18 +86,19 @@ def optimizer_step(
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
     loss_sum = torch.zeros((), device=world.device)
-    correct = torch.zeros((), dtype=torch.int64, device=world.device)
+    stats: list[torch.Tensor] = []
     batches = [batch.to(world.device) for batch in batches]
     for batch in batches:
-        batch_loss, batch_correct = engine(*batch.model_inputs)
+        batch_loss, batch_stats = engine(*batch.model_inputs)
         engine.backward(batch_loss * world.size / weight, scale_wrt_gas=False)
         loss_sum += batch_loss.detach()
-        correct += batch_correct
+        stats.append(sums_by_source(batch_stats, batch.targets))
         if batch is not batches[-1]:
             engine.step()  # counts the micro-batch
-    gradient_norm = _norm_without_zero(engine)
+    own_norm = _norm_without_zero(engine)
     engine.step()
-    return StepResult(loss_sum, correct, float(gradient_norm or engine.get_global_grad_norm()))
+    norm = engine.get_global_grad_norm() if own_norm is None else own_norm
+    return StepResult(loss_sum, torch.stack(stats).sum(0), torch.as_tensor(norm, device=world.device))
 
 
 def _norm_without_zero(engine: DeepSpeedEngine) -> torch.Tensor | None:

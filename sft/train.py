@@ -23,10 +23,11 @@ from sft.checkpoint import Progress, commit_checkpoint, resume
 from sft.engine import optimizer_step, start_engine
 from sft.evaluate import probe_logits, sample_answers, validation_loss
 from sft.metrics import Interval
-from sft.model import PackedCausalLM, check_documents_are_apart, check_length, compute_dtype, load_model
+from sft.model import PackedCausalLM, check_length, compute_dtype, load_model
 from sft.record import RunRecord
 from sft.run import TrainingRun
 from sft.schedule import learning_rate_at, micro_batches_per_step
+from sft.self_test import check_documents_are_apart
 from sft.world import World, join_world
 
 
@@ -45,14 +46,12 @@ def train(run: TrainingRun, resuming: bool, world: World) -> None:
         learning_rate = learning_rate_at(step, run.total_steps, run.train.learning_rate, run.train.schedule)
         result = optimizer_step(session.engine, batches, size.weight, learning_rate, world)
         interval.add(result, size, time.perf_counter() - started)
-        if not math.isfinite(result.gradient_norm):
-            raise UserError(f"step {step + 1}: the gradient is {result.gradient_norm}; lower train.learning_rate")
 
         progress = replace(progress, step=step + 1, tokens=progress.tokens + size.tokens)
         last = progress.step == run.total_steps
         saving = last or progress.step % run.checkpoint.every == 0
         if saving or progress.step % run.train.log_every == 0:  # a resumed run begins with an empty interval
-            session.log(progress, interval.summary(), result.gradient_norm, learning_rate)
+            session.log(progress, interval.summary(progress.step), learning_rate)
         if last or (run.evaluate.every and progress.step % run.evaluate.every == 0):
             session.evaluate(progress.step)
         if saving:
@@ -86,14 +85,13 @@ class Session:
         self.record.status("training", progress.step)
         return progress
 
-    def log(self, progress: Progress, summary: dict[str, float], gradient_norm: float, learning_rate: float) -> None:
+    def log(self, progress: Progress, summary: dict[str, float], learning_rate: float) -> None:
         """Write one line of metrics."""
         self.record.log(
             {
                 "step": progress.step,
                 "epoch": progress.step / self.run.plan.steps_per_epoch,
                 **summary,
-                "grad_norm": gradient_norm,
                 "learning_rate": learning_rate,
                 "num_tokens": progress.tokens,
             }

@@ -25,7 +25,7 @@ def gradient_errors(world: World, store: str, plan: str, stage: int) -> dict[str
     """Relative error of the gradient (seen as an SGD update) and of the loss, for tied and untied embeddings."""
     import deepspeed
 
-    from sft.batches import IGNORE, make_batch
+    from sft.batches import make_batch
     from sft.config import TrainConfig
     from sft.engine import optimizer_step, start_engine
     from sft.model import PackedCausalLM
@@ -64,9 +64,9 @@ def gradient_errors(world: World, store: str, plan: str, stage: int) -> dict[str
                 error = max(error, float((gradient - gradients[name]).abs().max()) / largest)
         report["errors"][str(tied)] = error
         expected_norm = torch.nn.utils.get_total_norm(list(gradients.values()))
-        report["norms"][str(tied)] = result.gradient_norm / float(expected_norm)
+        report["norms"][str(tied)] = float(result.gradient_norm / expected_norm)
         report["weight"], report["trained"] = size.weight, size.trained_tokens
-        report["labels"] = [int((batch.labels != IGNORE).sum()) for batch in batches]
+        report["labels"] = [len(batch.targets.labels) for batch in batches]
     return report
 
 
