@@ -1,4 +1,4 @@
-"""DeepSpeed: ZeRO settings as a plain dict, and one optimizer step. The only file that imports DeepSpeed."""
+"""DeepSpeed: start, one optimizer step, save, load, consolidate. The only file that imports DeepSpeed."""
 
 import contextlib
 import io
@@ -6,7 +6,6 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,29 +19,12 @@ from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoin
 from sft.batches import Batch
 from sft.config import TrainConfig
 from sft.loss import sums_by_source
-from sft.schedule import micro_batches_per_step
+from sft.optimizers import make_optimizer
 from sft.world import World
+from sft.zero import deepspeed_settings
 
 STATE_FOLDER = "state"
 """The folder below a checkpoint in which DeepSpeed keeps its files."""
-
-
-def deepspeed_settings(train: TrainConfig, dtype: torch.dtype, ranks: int) -> dict[str, Any]:
-    """DeepSpeed's configuration, saying what its defaults would decide differently from release to release."""
-    settings = {
-        "train_micro_batch_size_per_gpu": train.packs_per_micro_batch,
-        "gradient_accumulation_steps": micro_batches_per_step(train, ranks),
-        "gradient_clipping": train.max_grad_norm,
-        "zero_optimization": {"stage": train.zero.stage},
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": dtype is torch.bfloat16},
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
-    if train.zero.stage > 0 or dtype is torch.float32:
-        # DeepSpeed has no such accumulation without ZeRO: stage 0 in bfloat16 adds up gradients in bfloat16.
-        settings["data_types"] = {"grad_accum_dtype": "fp32"}
-    return settings
 
 
 def start_engine(model: torch.nn.Module, train: TrainConfig, dtype: torch.dtype, world: World) -> DeepSpeedEngine:
@@ -50,15 +32,8 @@ def start_engine(model: torch.nn.Module, train: TrainConfig, dtype: torch.dtype,
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # Its shared-memory collectives for CPUs are compiled at start: slow, impossible without a compiler. gloo serves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]  # norms and biases
-    groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=train.learning_rate, betas=train.betas, fused=True
-    )
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=deepspeed_settings(train, dtype, world.size)
-    )
+    settings = deepspeed_settings(train, dtype, world.size)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=make_optimizer(model, train), config=settings)
     return engine
 
 
