@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from data_tools.errors import UserError
 from sft.attention import PACKED
-from sft.config import ModelConfig
+from sft.config_model import ModelConfig
 from sft.loss import install_loss_head
 
 
