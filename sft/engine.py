@@ -17,6 +17,7 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
 from sft.batches import Batch
+from sft.clock import Clock
 from sft.config import TrainConfig
 from sft.loss import sums_by_source
 from sft.optimizers import make_optimizer
@@ -50,28 +51,33 @@ class StepResult:
 
 
 def optimizer_step(
-    engine: DeepSpeedEngine, batches: list[Batch], weight: float, learning_rate: float, world: World
+    engine: DeepSpeedEngine, batches: list[Batch], weight: float, learning_rate: float, world: World, clock: Clock
 ) -> StepResult:
     """Accumulate the gradients of all micro-batches and update the weights once (the equation is in `loss.py`).
 
     Args:
         batches: this rank's micro-batches.
         weight: N, the sum of all labels' weights in the whole step over all ranks.
+        clock: counts the parts `data`, `forward`, `backward` and `optimizer`.
     """
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
     loss_sum = torch.zeros((), device=world.device)
     stats: list[torch.Tensor] = []
-    batches = [batch.to(world.device) for batch in batches]
+    with clock.part("data"):
+        batches = [batch.to(world.device) for batch in batches]
     for batch in batches:
-        batch_loss, batch_stats = engine(*batch.model_inputs)
-        engine.backward(batch_loss * world.size / weight, scale_wrt_gas=False)
+        with clock.part("forward"):
+            batch_loss, batch_stats = engine(*batch.model_inputs)
+        with clock.part("backward"):
+            engine.backward(batch_loss * world.size / weight, scale_wrt_gas=False)
+            if batch is not batches[-1]:
+                engine.step()  # counts the micro-batch
         loss_sum += batch_loss.detach()
         stats.append(sums_by_source(batch_stats, batch.targets))
-        if batch is not batches[-1]:
-            engine.step()  # counts the micro-batch
-    own_norm = _norm_without_zero(engine)
-    engine.step()
+    with clock.part("optimizer"):
+        own_norm = _norm_without_zero(engine)
+        engine.step()
     norm = engine.get_global_grad_norm() if own_norm is None else own_norm
     return StepResult(loss_sum, torch.stack(stats).sum(0), torch.as_tensor(norm, device=world.device))
 

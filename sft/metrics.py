@@ -1,12 +1,12 @@
 """What happened between two lines of metrics, over all ranks."""
 
 import math
-import time
 
 import torch
 
 from data_tools.errors import UserError
 from data_tools.plan import StepSize
+from sft.clock import Clock
 from sft.engine import StepResult
 from sft.loss import RIGHT
 from sft.world import World
@@ -15,8 +15,8 @@ from sft.world import World
 class Interval:
     """What happened since the last line of metrics: sums stay on the device, one collective makes a line."""
 
-    def __init__(self, max_length: int, world: World) -> None:
-        self._max_length, self._world = max_length, world
+    def __init__(self, max_length: int, world: World, clock: Clock) -> None:
+        self._max_length, self._world, self._clock = max_length, world, clock
         self._reset()
 
     def _reset(self) -> None:
@@ -24,15 +24,13 @@ class Interval:
         self._stats: torch.Tensor | float = 0.0
         self._norms: list[torch.Tensor] = []
         self._sizes: list[StepSize] = []
-        self._seconds = 0.0
 
-    def add(self, result: StepResult, size: StepSize, seconds: float) -> None:
+    def add(self, result: StepResult, size: StepSize) -> None:
         """Take in one optimizer step; nothing waits for the device."""
         self._loss_sum += result.loss_sum
         self._stats += result.stats
         self._norms.append(result.gradient_norm)
         self._sizes.append(size)
-        self._seconds += seconds
 
     def summary(self, step: int) -> dict[str, float]:
         """The interval over all ranks, as metrics; the next one starts empty.
@@ -49,11 +47,11 @@ class Interval:
         Raises:
             UserError: a gradient was not finite.
         """
-        started = time.perf_counter()
         assert isinstance(self._stats, torch.Tensor), "an interval has steps"
-        loss_sum, right = self._world.sum(self._loss_sum, self._stats[:, RIGHT].sum())
-        norms = torch.stack(self._norms).tolist()
-        seconds = self._seconds + time.perf_counter() - started  # the device had still work to do
+        with self._clock.part("device"):  # waits for what it has still to do
+            loss_sum, right = self._world.sum(self._loss_sum, self._stats[:, RIGHT].sum())
+            norms = torch.stack(self._norms).tolist()
+        seconds = sum(self._clock.read().values())
         for number, norm in enumerate(norms, step + 1 - len(norms)):
             if not math.isfinite(norm):
                 raise UserError(f"step {number}: the gradient is {norm}; lower train.learning_rate")

@@ -1,5 +1,7 @@
 """Load or build the causal language model, and give it the packed forward pass."""
 
+import hashlib
+import json
 from typing import Any
 
 import torch
@@ -99,6 +101,12 @@ def load_model(
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
         raise UserError("this model has a bias in its output layer, which the loss does not follow; choose another")
     return model
+
+
+def model_hash(model: torch.nn.Module) -> str:
+    """A digest of the names and shapes of all parameters: what the weights of a checkpoint fit into."""
+    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    return hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()
 
 
 def check_length(config: PretrainedConfig, max_length: int) -> None:

@@ -26,6 +26,7 @@ def gradient_errors(world: World, store: str, plan: str, stage: int) -> dict[str
     import deepspeed
 
     from sft.batches import make_batch
+    from sft.clock import Clock
     from sft.config import TrainConfig
     from sft.engine import optimizer_step, start_engine
     from sft.model import PackedCausalLM
@@ -48,7 +49,7 @@ def gradient_errors(world: World, store: str, plan: str, stage: int) -> dict[str
         mine = packs.micro_batches(step, world.rank, world.size, 1)
         batches = [make_batch(tokens, packs.train, micro_batch) for micro_batch in mine]
         size = packs.size_of_step(step)
-        result = optimizer_step(engine, batches, size.weight, LEARNING_RATE, world)
+        result = optimizer_step(engine, batches, size.weight, LEARNING_RATE, world, Clock())
         (loss_sum,) = world.sum(result.loss_sum)
 
         documents = documents_of(packs.train, [int(p) for p in packs.packs_of_step(step) if p != NO_PACK])
