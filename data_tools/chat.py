@@ -109,7 +109,9 @@ class ChatTemplate:
             return [self._render_whole(conversation)]
         except RewriteError as error:
             if self.learning.on_rewrite == "error":
-                hint = "data.on_rewrite=last_turn or split_turns learns from such chats"
+                hint = (
+                    "set data.on_rewrite=last_turn (learns the last answer only) or split_turns (a document per answer)"
+                )
                 raise RowError(f"{error}; {hint}") from None
         wanted = self._wanted(conversation)
         if self.learning.on_rewrite == "last_turn":

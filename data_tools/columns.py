@@ -10,6 +10,8 @@ from typing import Any
 from data_tools.errors import RowError, UserError
 
 _TURNS = ("system", "user", "assistant")
+_KNOW_SYSTEM = {"instruction", "conversation", "conversations"}
+"""Columns of formats that have a system prompt beside them."""
 
 
 def compose_columns(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
@@ -22,14 +24,27 @@ def compose_columns(row: dict[str, Any], columns: dict[str, str]) -> dict[str, A
 
     Args:
         columns: field → the name of a column, or text with columns in braces (`{{` for a brace). `system`, `user` and
-            `assistant` together make `messages`.
+            `assistant` together make `messages`. `system` may be a text of several words, the same for all rows.
 
     Raises:
-        RowError: the row lacks one of the columns.
+        RowError: the row lacks one of the columns, or has nothing but a system prompt.
     """
-    fields = {name: _value(row, template) for name, template in columns.items()}
+    fields = {
+        name: template if name == "system" and _is_constant(row, template) else _value(row, template)
+        for name, template in columns.items()
+    }
     turns = [{"role": role, "content": _text(fields[role], columns[role])} for role in _TURNS if role in fields]
-    return {**row, **fields, "messages": turns} if turns else {**row, **fields}
+    made = {**row, **fields}
+    if [turn["role"] for turn in turns] == ["system"]:
+        if not _KNOW_SYSTEM & made.keys():
+            raise RowError("`columns` gives `system` and no other message; give `user` and `assistant`, too")
+        return made
+    return {**made, "messages": turns} if turns else made
+
+
+def _is_constant(row: dict[str, Any], template: str) -> bool:
+    """Whether a text is no name of a column: one word that the row lacks may be misspelt."""
+    return "{" not in template and len(template.split()) > 1 and template not in row
 
 
 def _text(value: Any, column: str) -> str:

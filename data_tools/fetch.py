@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from itertools import zip_longest
 from os.path import commonpath
 from pathlib import Path, PurePosixPath
@@ -10,7 +11,7 @@ from typing import Any
 from data_tools.config import DataConfig, SourceConfig
 from data_tools.errors import UserError
 from data_tools.files import content_digest, file_name, file_size, is_hub_id
-from data_tools.hub import download, look_up, needed_files
+from data_tools.hub import LookUp, download, look_up, needed_files
 from data_tools.lock import Kind, Lock, Pin
 from data_tools.sources import all_files, dataset_splits, local_splits
 
@@ -28,11 +29,12 @@ def fetch(data: DataConfig, model: str | None, model_revision: str | None, lock_
         UserError: something is not there, or is not what the lock says.
     """
     before = Lock.read(lock_file)
-    pins = [_source(source, before) for source in data.sources if source.sample is None]
+    ask = cache(look_up)  # all sources of one data set are of one commit
+    pins = [_source(source, before, ask) for source in data.sources if source.sample is None]
     if isinstance(data.tokenizer, str):
-        pins.append(_repository("tokenizer", data.tokenizer, data.tokenizer_revision, before))
+        pins.append(_repository("tokenizer", data.tokenizer, data.tokenizer_revision, before, ask))
     if model is not None:
-        pins.append(_repository("model", model, model_revision, before))
+        pins.append(_repository("model", model, model_revision, before, ask))
     now = Lock(lock_file, pins)
     if before is None:
         now.write()
@@ -41,27 +43,27 @@ def fetch(data: DataConfig, model: str | None, model_revision: str | None, lock_
     return now
 
 
-def _source(config: SourceConfig, before: Lock | None) -> Pin:
+def _source(config: SourceConfig, before: Lock | None, ask: LookUp) -> Pin:
     name = str(config.path)
     if is_hub_id(name):
-        return _dataset(config, before)
+        return _dataset(config, before, ask)
     files = all_files(local_splits(config))
     return Pin("files", _portable(name), _describe(_from_common(files)), config=config.config, split=config.split)
 
 
-def _dataset(config: SourceConfig, before: Lock | None) -> Pin:
+def _dataset(config: SourceConfig, before: Lock | None, ask: LookUp) -> Pin:
     name = str(config.path)
     if before is not None:
         pin = before.find("dataset", name, config.revision, config.config, config.split)
     else:
-        commit, _ = look_up("dataset", name, config.revision)
+        commit, _ = ask("dataset", name, config.revision)
         splits = dataset_splits(config, commit)
         pin = Pin("dataset", name, {}, config.revision, commit, config.config, config.split, splits)
     files = download("dataset", name, str(pin.commit), all_files(pin.splits or {}))
     return replace(pin, files=_describe(files))
 
 
-def _repository(kind: Kind, name: str, revision: str | None, before: Lock | None) -> Pin:
+def _repository(kind: Kind, name: str, revision: str | None, before: Lock | None, ask: LookUp) -> Pin:
     """A tokenizer or model, on the hub or in a folder."""
     if not is_hub_id(name):
         if not Path(name).is_dir():
@@ -74,7 +76,7 @@ def _repository(kind: Kind, name: str, revision: str | None, before: Lock | None
         pin = before.find(kind, name, revision)
         commit, files = str(pin.commit), list(pin.files)
     else:
-        commit, everything = look_up(kind, name, revision)
+        commit, everything = ask(kind, name, revision)
         files = needed_files(kind, everything)
         pin = Pin(kind, name, {}, revision, commit)
     if kind == "model" and not any(file.endswith(".safetensors") for file in files):

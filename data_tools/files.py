@@ -3,6 +3,7 @@
 What a library raises while a file is read becomes one line that names the file.
 """
 
+import difflib
 import io
 import lzma
 import re
@@ -70,6 +71,19 @@ def _endings(location: str) -> tuple[str, str]:
     """`.jsonl` and `.gz` of `chats.jsonl.gz`; `.csv` and nothing of `chats.csv`."""
     path = PurePosixPath(file_name(location).lower())
     return (PurePosixPath(path.stem).suffix, path.suffix) if path.suffix in COMPRESSIONS else (path.suffix, "")
+
+
+def is_data_file(location: str) -> bool:
+    """Whether a name ends like a file of rows."""
+    return _endings(location)[0] in FORMATS
+
+
+def near_path(location: str) -> str:
+    """` (did you mean data/chats.jsonl?)` where the folder of a mistyped path has something of nearly that name."""
+    folder = Path(location).parent
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    near = difflib.get_close_matches(Path(location).name, names, n=1)
+    return f" (did you mean {folder / near[0]}?)" if near else ""
 
 
 def check_format(location: str) -> None:

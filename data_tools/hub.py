@@ -3,13 +3,14 @@
 `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean to huggingface_hub.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
 
 from data_tools.errors import UserError
+from data_tools.files import near_path
 from data_tools.lock import Kind, Lock
 
 _FETCH = "run `shardtune fetch CONFIG` on a machine with network"
@@ -29,6 +30,10 @@ def needed_files(kind: Kind, files: Iterable[str]) -> list[str]:
     # Folders inside a model hold other forms of it (onnx, original): nothing of them is read.
     usable = (file for file in files if kind == "tokenizer" or "/" not in file)
     return sorted(file for file in usable if any(fnmatchcase(file, pattern) for pattern in patterns))
+
+
+LookUp = Callable[[Kind, str, str | None], tuple[str, list[str]]]
+"""`look_up`, or one that remembers its answers."""
 
 
 def look_up(kind: Kind, name: str, revision: str | None) -> tuple[str, list[str]]:
@@ -113,13 +118,14 @@ def asking_hub(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
     )
 
     what = f"{_SETTING[kind]}: {name}"
+    nothing_here = f"is no {'file or folder' if kind == 'dataset' else 'folder'} here{near_path(name)}"
     try:
         yield
     except GatedRepoError:
         raise UserError(f"{what} is gated; ask for access on its page, then set HF_TOKEN") from None
     except RepositoryNotFoundError:
-        where = "no file or folder here, and none that the hub shows you"
-        raise UserError(f"{what} is {where}; check the id, or set HF_TOKEN if it is private") from None
+        where = f"{nothing_here}, and no {kind} that the hub shows you"
+        raise UserError(f"{what} {where}; check the path or id, or set HF_TOKEN if it is private") from None
     except RevisionNotFoundError:
         raise UserError(f"{what} has no revision {revision!r}; give a commit, tag or branch that it has") from None
     except HfHubHTTPError as error:
@@ -127,7 +133,9 @@ def asking_hub(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
         hint = "set HF_TOKEN to a token that may read it" if status in (401, 403) else "try again later"
         raise UserError(f"{what}: the hub answers with status {status}; {hint}") from None
     except OfflineModeIsEnabled:
-        raise UserError(f"{what} is not here and HF_HUB_OFFLINE is set; {_FETCH}") from None
+        asked = f"the cache of the hub lacks it and HF_HUB_OFFLINE is set; check the path, or {_FETCH}"
+        raise UserError(f"{what} {nothing_here}, {asked}") from None
     except (httpx2.HTTPError, LocalEntryNotFoundError, ConnectionError) as error:
         reason = " ".join(str(error).split()[:40]) or type(error).__name__
-        raise UserError(f"{what} is not here and the hub cannot be reached ({reason}); {_FETCH}") from None
+        asked = f"and the hub cannot be reached ({reason}); check the path, or {_FETCH}"
+        raise UserError(f"{what} {nothing_here}, {asked}") from None

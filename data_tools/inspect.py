@@ -126,7 +126,8 @@ class Inspection:
 
     @property
     def proofs(self) -> dict[str, dict[str, Any]]:
-        """What `prepare` proved about the masks: name → checked, of, text; empty for stores that do not say."""
+        """What `prepare` proved about the masks: name → checked, of, text, and for those that say
+        nothing here `not_applicable`; empty for stores that do not say."""
         return dict(self.store.manifest.get("proofs", {}))
 
     def as_json(self) -> dict[str, Any]:
@@ -157,10 +158,10 @@ def inspect_store(store: TokenStore, source: str | None, count: int) -> Inspecti
         count: documents to decode, spread evenly over the store or the source.
 
     Raises:
-        UserError: there is no such source, or `count` is below 1.
+        UserError: there is no such source, or `count` is below 0.
     """
-    if count < 1:
-        raise UserError(f"--n {count}: there is nothing to show; ask for at least one document")
+    if count < 0:
+        raise UserError(f"--n {count}: give the number of documents to show, or 0 for the totals only")
     numbers = _source_numbers(store, source)
     chosen = np.flatnonzero(np.isin(store.index["source"], numbers)) if source is not None else range(len(store))
     per_source = np.bincount(store.index["source"], minlength=len(store.manifest["sources"]))

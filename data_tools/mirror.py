@@ -10,9 +10,14 @@ import hashlib
 import os
 import shutil
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from data_tools.errors import UserError
 from data_tools.files import is_remote, open_file_system, writing
 from data_tools.store import MANIFEST, TokenStore
 
@@ -62,6 +67,21 @@ def open_store(location: Path | str) -> TokenStore:
             (folder / "index.arrow").unlink(missing_ok=True)
         mirror.pull_folder("tokenizer")
     return TokenStore(folder, mirror.pull)
+
+
+@contextmanager
+def naming_damage(folder: Path) -> Iterator[None]:
+    """Turn what reading a damaged store raises into one line; `verify` compares everything, which takes longer.
+
+    Raises:
+        UserError: a file of the store is missing, cut off, or not what it should be.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException, LookupError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        cure = "copy it again, or delete it and run `shardtune prepare`"
+        raise UserError(f"the token store {folder} is damaged ({type(error).__name__}: {reason}); {cure}") from error
 
 
 class Mirror:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data_tools.actors import make_on_actors
 from data_tools.backends import choose_encoder, plain_backend
+from data_tools.changes import check_contents
 from data_tools.chat import ChatTemplate, Learning
 from data_tools.chat_text import RenderedChat
 from data_tools.config import DataConfig, SourceConfig, TokenizerTraining
@@ -50,6 +51,8 @@ IN_PROCESS_ROWS = 50_000
 SAMPLE_ROWS = 16
 """Rows of each source on which a fast encoder must agree with the tokenizer before it is used."""
 
+OnStart = Callable[[set[int]], None]
+"""Called once, before the first unit is made, with the numbers of those that an earlier preparation finished."""
 OnUnit = Callable[[UnitRecord, int], None]
 """Called with each finished unit and the number of rows of all units."""
 
@@ -65,7 +68,11 @@ class _Input:
 
 
 def prepare(
-    config: DataConfig, store: Path, on_unit: OnUnit = lambda record, total: None, lock_file: Path | None = None
+    config: DataConfig,
+    store: Path,
+    on_unit: OnUnit = lambda record, total: None,
+    lock_file: Path | None = None,
+    on_start: OnStart = lambda kept: None,
 ) -> TokenStore:
     """Make the token store, or finish it; a finished store with the same settings is only opened.
 
@@ -74,6 +81,7 @@ def prepare(
         store: the folder to write.
         on_unit: told about progress.
         lock_file: pins what is on the hub, where `fetch` wrote it.
+        on_start: told what is done already.
 
     Raises:
         UserError: an input is missing or empty, too many rows are rejected, no row became a document, a proof of the
@@ -88,7 +96,8 @@ def prepare(
         mirror = Mirror(store)
         if mirror.pull(MANIFEST, again=True):
             return _reopen(mirror, config, given.sources, settings)
-        engine = _start_store(store, tokenizer, config, given, fingerprint_of(settings))
+        kept = _tidy_up(mirror, given.units, fingerprint_of(settings))
+        engine = _choose_engine(mirror, tokenizer, config, given)
         making = Making(
             store=mirror.uri or str(store.absolute()),
             fingerprint=fingerprint_of(settings),
@@ -98,6 +107,7 @@ def prepare(
             engine=engine,
             sampled_every=sampled_every(sum(unit.rows for unit in given.units)),
         )
+        on_start(kept)
         records = _make_shards(config, making, given.units, on_unit)
         facts = {"asked": config.asked(), "settings": settings, "encoder": engine}
         write_store(mirror, given.sources, given.configs, records, tokenizer, facts)
@@ -195,12 +205,7 @@ def _reopen(mirror: Mirror, config: DataConfig, sources: list[SourceFiles], sett
     store, allowed = mirror.folder, config.max_reject_fraction
     finished = open_store(store)
     if finished.fingerprint != fingerprint_of(settings):
-        made_with = finished.manifest["settings"]
-        changed = ", ".join(key for key in settings if settings[key] != made_with.get(key))
-        raise UserError(
-            f"the token store {store} was made with other settings ({changed}); set data.store to a new folder, "
-            f"or delete this one and prepare it again"
-        )
+        check_contents(store, finished.manifest, {"asked": config.asked(), "settings": settings})
     totals = finished.manifest["totals"]
     if totals["rejected"] > allowed * totals["rows_in"]:
         raise UserError(
@@ -220,19 +225,22 @@ def _reopen(mirror: Mirror, config: DataConfig, sources: list[SourceFiles], sett
     return finished
 
 
-def _start_store(
-    store: Path, tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: _Input, fingerprint: str
-) -> str:
-    """Put the tokenizer in place, clear away what other settings left unfinished, and choose what encodes."""
-    mirror = Mirror(store)
-    finished = [unit for unit in given.units if read_record(mirror, unit.number, fingerprint)]
-    for folder in ("shards", "units"):
+def _tidy_up(mirror: Mirror, units: list[WorkUnit], fingerprint: str) -> set[int]:
+    """Clear away what other settings left unfinished; the units that these settings have finished."""
+    finished = {unit.number for unit in units if read_record(mirror, unit.number, fingerprint)}
+    for folder in (mirror.folder / "shards", mirror.folder / "units"):
         if not finished:
-            shutil.rmtree(store / folder, ignore_errors=True)
-            mirror.remove(folder)
-        (store / folder).mkdir(exist_ok=True)
-        for leftover in (store / folder).glob(".*.tmp"):
+            shutil.rmtree(folder, ignore_errors=True)
+            mirror.remove(folder.name)
+        folder.mkdir(exist_ok=True)
+        for leftover in folder.glob(".*.tmp"):
             leftover.unlink()
+    return finished
+
+
+def _choose_engine(mirror: Mirror, tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: _Input) -> str:
+    """Put the tokenizer in place, and choose what encodes."""
+    store = mirror.folder
     tokenizer.save_pretrained(store / "tokenizer")
     mirror.push_folder("tokenizer")
     saved = load_tokenizer(str(store / "tokenizer"))
@@ -252,7 +260,7 @@ def _first_texts(tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: 
         Learning.of(config),
         control_tokens(tokenizer),
     )
-    frame = PlainTextFrame(tokenizer)
+    frame = PlainTextFrame(tokenizer, config.control_tokens)
     chats: list[RenderedChat] = []
     for number in range(len(given.sources)):
         first = [unit for unit in given.units if unit.source == number][:1]

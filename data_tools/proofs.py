@@ -38,6 +38,22 @@ MEANING = {
 }
 
 
+_WHY_NOT = {
+    "everything": "data.train_on=all learns every token",
+    "endless": "data.train_end_of_turn=false does not learn it",
+    "rewritten": "the template rewrites earlier turns or refuses a conversation that ends with its question",
+    "no_chat": "no row that was looked at is a chat",
+}
+"""Why a proof says nothing about a conversation; counted beside the proofs."""
+
+_MAY_NOT_APPLY = {
+    "content": ("everything", "no_chat"),
+    "end_of_turn": ("everything", "endless", "no_chat"),
+    "ids": ("no_chat",),
+    "prompt": ("everything", "rewritten", "no_chat"),
+}
+
+
 class Proofs:
     """Makes the proofs of one unit of work.
 
@@ -53,9 +69,18 @@ class Proofs:
         self._looked_at: dict[int, list[RenderedChat]] = {}
 
     def counts(self, conversations: int) -> dict[str, int]:
-        """How often each proof was made in a unit of so many rendered conversations."""
-        ended = conversations if self._template.learning.train_end_of_turn else 0
-        return {"content": conversations, "end_of_turn": ended, "ids": self._ids, "prompt": self._prompt}
+        """How often each proof was made in a unit of so many rendered conversations, or said nothing and why."""
+        learning = self._template.learning
+        everything, endless = learning.train_on == "all", not learning.train_end_of_turn
+        return {
+            "content": 0 if everything else conversations,
+            "end_of_turn": 0 if everything or endless else conversations,
+            "ids": self._ids,
+            "prompt": self._prompt,
+            "everything": conversations if everything else 0,
+            "endless": conversations if endless else 0,
+            "rewritten": 0 if everything else self._ids - self._prompt,
+        }
 
     def look(self, position: int, conversation: Conversation, chats: Sequence[RenderedChat | FilledChat]) -> None:
         """Look closely at a conversation of the sample; its tokens are compared once they are there.
@@ -101,8 +126,14 @@ class Proofs:
 
 
 def proof_report(counts: list[dict[str, int]], conversations: int) -> dict[str, dict[str, object]]:
-    """The manifest's `proofs`: what was proved, for how many of the conversations."""
+    """The manifest's `proofs`: what was proved for how many conversations; `not_applicable` says why for none."""
     total: Counter[str] = Counter()
     for each in counts:
         total.update(each)
-    return {name: {"checked": total[name], "of": conversations, "text": text} for name, text in MEANING.items()}
+    report: dict[str, dict[str, object]] = {}
+    for name, text in MEANING.items():
+        report[name] = {"checked": total[name], "of": conversations, "text": text}
+        if not total[name]:
+            why = next((why for why in _MAY_NOT_APPLY[name] if total[why]), "no_chat")
+            report[name]["not_applicable"] = _WHY_NOT[why]
+    return report

@@ -1,13 +1,14 @@
 """`data.sources` → the files of each source: paths, globs, folders, URIs, data sets on the hub, the embedded sample."""
 
 from dataclasses import dataclass
+from functools import cache
 from glob import has_magic
 from pathlib import Path
 
 from data_tools.config import SourceConfig
 from data_tools.errors import UserError
-from data_tools.files import COMPRESSIONS, FORMATS, check_format, find_files, is_hub_id, is_remote
-from data_tools.hub import asking_hub, download, look_up, require_cached
+from data_tools.files import COMPRESSIONS, FORMATS, check_format, find_files, is_hub_id, is_remote, near_path
+from data_tools.hub import LookUp, asking_hub, download, look_up, require_cached
 from data_tools.lock import Lock
 
 
@@ -34,8 +35,9 @@ def resolve_sources(configs: list[SourceConfig], sample_file: Path, lock: Lock |
         UserError: nothing is there, or it is not clear which split is meant.
     """
     found: list[SourceFiles] = []
+    ask = cache(look_up)  # all sources of one data set are of one commit
     for number, config in enumerate(configs):
-        for name, files in _splits(config, sample_file, lock).items():
+        for name, files in _splits(config, sample_file, lock, ask).items():
             for file in files:
                 check_format(file)
             # Absolute: actors of a cluster run in other folders.
@@ -51,12 +53,12 @@ def _free_name(name: str, found: list[SourceFiles]) -> str:
     return name if name not in taken else next(each for each in numbered if each not in taken)
 
 
-def _splits(config: SourceConfig, sample_file: Path, lock: Lock | None) -> dict[str, list[str]]:
+def _splits(config: SourceConfig, sample_file: Path, lock: Lock | None, ask: LookUp) -> dict[str, list[str]]:
     """The files of each split that is asked for, called as reports will call them."""
     if config.sample:
         splits = {str(config.sample): [str(sample_file)]}
     elif is_hub_id(str(config.path)):
-        splits = _dataset_files(config, lock)
+        splits = _dataset_files(config, lock, ask)
     else:
         splits = local_splits(config)
     if config.name is None:
@@ -84,7 +86,7 @@ def _stem(location: str) -> str:
     return name
 
 
-def _dataset_files(config: SourceConfig, lock: Lock | None) -> dict[str, list[str]]:
+def _dataset_files(config: SourceConfig, lock: Lock | None, ask: LookUp) -> dict[str, list[str]]:
     """The splits that a source asks for: split → local files; those of the lock, or those of the hub now.
 
     Raises:
@@ -96,7 +98,7 @@ def _dataset_files(config: SourceConfig, lock: Lock | None) -> dict[str, list[st
         splits, commit = pin.splits or {}, str(pin.commit)
         found = require_cached("dataset", name, commit, all_files(splits))
     else:
-        commit, _ = look_up("dataset", name, config.revision)
+        commit, _ = ask("dataset", name, config.revision)
         splits = dataset_splits(config, commit)
         found = download("dataset", name, commit, all_files(splits))
     return {split: [str(found[file]) for file in files] for split, files in splits.items()}
@@ -126,8 +128,8 @@ def _files(location: str, config: SourceConfig) -> list[str]:
         raise UserError(f"data.sources: {location} has no {asked[0]}; leave `{asked[0]}` out, or give a folder")
     files = find_files(location)
     if not files:
-        where = "no file" if is_remote(location) else "no file or folder"
-        raise UserError(f"data.sources: {where} matches {location}; check it")
+        where, near = ("no file", "") if is_remote(location) else ("no file or folder", near_path(location))
+        raise UserError(f"data.sources: {where} matches {location}{near}; check the path")
     return files
 
 

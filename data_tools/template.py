@@ -37,10 +37,7 @@ class JinjaTemplate:
     def __init__(self, source: str, special_tokens: dict[str, Any], today: date) -> None:
         self.source = source
         self.has_generation_tags = bool(_GENERATION_TAG.search(source))
-        try:
-            self._compiled = _compile_jinja_template(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise UserError(f"the chat template is not valid Jinja: line {error.lineno}: {error.message}") from None
+        self._compiled = compile_template(source, "the chat template")
         self._context = {**special_tokens, "strftime_now": _frozen_strftime(today)}
         self._wants_parts = False
         self._no_content: dict[str, str | None] = {}
@@ -153,6 +150,19 @@ class JinjaTemplate:
         if not before.startswith(unasked):  # a template that closes every text
             unasked = unasked.removesuffix(str(self._context.get("eos_token")))
         return common_prefix(asking, before)[len(common_prefix(unasked, before)) :]
+
+
+def compile_template(source: str, name: str) -> jinja2.Template:
+    """Compile the Jinja text of a template that people know by `name`.
+
+    Raises:
+        UserError: it is not valid, with the line.
+    """
+    try:
+        compiled: jinja2.Template = _compile_jinja_template(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(f"{name} is not valid Jinja: line {error.lineno}: {error.message}") from None
+    return compiled
 
 
 def common_prefix(first: str, second: str) -> str:

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from data_tools.chat_text import RenderedChat
 from data_tools.errors import RowError, UserError
 from data_tools.formats import PlainText
+from data_tools.template import compile_template
 
 CHATML = """\
 {%- for message in messages -%}
@@ -53,28 +54,31 @@ def choose_template(own: str | dict[str, str] | None, asked: str | None, name: s
     """The tokenizer's own template, one of its named ones, `chatml`, or a Jinja file.
 
     Raises:
-        UserError: there is none, or no such one.
+        UserError: there is none, or no such one, or it is not valid.
     """
-    named = own if isinstance(own, dict) else {}
-    if asked is None and isinstance(own, str):
-        return own
-    if asked is None and "default" in named:
-        return named["default"]
-    if asked is None:
+    named = {"default": own} if isinstance(own, str) else own or {}
+    if asked is None and "default" not in named:
         raise UserError(f"{name} has no single chat template; set data.chat_template to a Jinja file, or to chatml")
-    if asked in named:
-        return named[asked]
+    if (key := asked or "default") in named:
+        compile_template(named[key], f"data.tokenizer: the chat template of {name}")
+        return named[key]
     if asked == "chatml":
         return CHATML
-    return read_template(asked)
+    return read_template(key)
 
 
 def read_template(path: str) -> str:
-    """Read the Jinja file of `data.chat_template`."""
+    """Read the Jinja file of `data.chat_template`.
+
+    Raises:
+        UserError: it cannot be read, or is not valid.
+    """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        source = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.chat_template: cannot read {path}: {error}") from None
+    compile_template(source, f"data.chat_template: {path}")
+    return source
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -114,9 +118,11 @@ class PlainTextFrame:
 
     Args:
         tokenizer: as it was loaded: an `Encoder` tells its tokenizer to add nothing.
+        control_tokens: what is asked for control tokens in texts; they can only be kept.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, control_tokens: str = "keep") -> None:
+        self._control_tokens = control_tokens
         begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         self._start = tokenizer.bos_token if begins and tokenizer.bos_token else ""
         self._end = tokenizer.eos_token or ""
@@ -126,7 +132,13 @@ class PlainTextFrame:
 
         Raises:
             RowError: the text is no Unicode.
+            UserError: its control tokens are not to be kept.
         """
+        if self._control_tokens != "keep":
+            raise UserError(
+                f"data.control_tokens={self._control_tokens} is for messages, but a source has plain text (`text`, or "
+                f"`prompt` and `completion` as texts); set it to keep, or prepare plain text into another store"
+            )
         start = "" if (plain.prompt or plain.completion).startswith(self._start) else self._start
         end = "" if plain.completion.endswith(self._end) else self._end
         try:

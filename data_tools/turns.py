@@ -9,6 +9,7 @@ rendered up to a turn and the text rendered with it. Never from searching for kn
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from data_tools.errors import RowError
@@ -21,6 +22,12 @@ _EMPTY_BLOCK = re.compile(r"\s*(<(?P<name>[^<>/\s]+)>\s*</(?P=name)>)\s*")
 
 class RewriteError(RowError):
     """The template renders an earlier turn differently once later ones follow."""
+
+    def __init__(self, what: str) -> None:
+        """Say `what` becomes of which message."""
+        super().__init__(
+            f"the chat template rewrites earlier turns (Qwen3's drops their think blocks, even empty ones): {what}"
+        )
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,9 @@ class TurnFinder:
             is_last = number == len(messages) - 1
             through = text if is_last else self._shared(text, self.template.text(conversation, messages[: number + 1]))
             if start is None or through is None:
-                raise RewriteError(f"the chat template rewrites earlier turns: message {number} has no fixed place")
+                raise RewriteError(
+                    f"message {number} no longer reads as the model had to write it once the chat goes on"
+                )
             turn = Turn(number, (start, self._end(through)))
             if not self.with_headers:
                 body_end = self._without_end(text, turn).span[1]
@@ -152,8 +161,17 @@ class TurnFinder:
         """Take off what ends the turn, down to what the message says."""
         start, end = turn.span
         while (body := text[start:end].rstrip()).endswith(self.ends):
-            end = start + len(body) - max(len(ending) for ending in self.ends if body.endswith(ending))
+            end = start + len(body) - next(length for length in self._end_lengths if body[-length:] in self._end_set)
         return Turn(turn.message, (start, start + len(body)))
+
+    @cached_property
+    def _end_set(self) -> set[str]:
+        return set(self.ends)
+
+    @cached_property
+    def _end_lengths(self) -> list[int]:
+        """Longest first."""
+        return sorted({len(end) for end in self.ends}, reverse=True)
 
     def _prove(self, text: str, turn: Turn, conversation: Conversation, wanted: list[int]) -> None:
         """What the message says is in the turn's text, or the turn was rewritten, or lost."""
@@ -165,7 +183,7 @@ class TurnFinder:
                 if part not in place:
                     reason = f"the text that is learnt does not contain the {what} of message {number}"
                     later = any(message["role"] == "user" for message in conversation.messages[number + 1 :])
-                    raise RewriteError(reason) if later else RowError(reason)
+                    raise RewriteError(f"once the chat goes on, {reason}") if later else RowError(reason)
 
 
 def _said(message: Message) -> list[tuple[str, str]]:

@@ -29,6 +29,14 @@ _STAGES = {
 }
 
 
+_GOES_ON = {
+    "fetch": "what was downloaded is kept, and the same command goes on",
+    "prepare": "finished units of work are kept, and the same command goes on where it was",
+    "train": "`shardtune train RUN --resume` goes on from the newest checkpoint, if there is one yet",
+    "quickstart": "finished units of work are kept; where it has a checkpoint, `shardtune train RUN --resume` goes on",
+}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The `shardtune` command; returns the exit code."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
@@ -51,8 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
         return 1
     except KeyboardInterrupt:
-        how = "train RUN --resume goes on from the newest checkpoint, prepare CONFIG where it was"
-        print(f"interrupted; {how}", file=sys.stderr)
+        print(f"interrupted; {_GOES_ON.get(options.command, 'the same command starts again')}", file=sys.stderr)
         return 130
     except Exception as error:  # the border to people: whatever it is, one line, and --debug for the rest
         if options.debug:
@@ -128,7 +135,9 @@ def _add_inspect(commands: Any) -> None:
     command = commands.add_parser("inspect", help=text, description=text.capitalize() + ".", epilog=_OVERRIDES)
     command.add_argument("config", metavar="STORE|RUN|CONFIG", help="the folder of a store or run, or a YAML file")
     command.add_argument("--source", metavar="NAME", help="only this source")
-    command.add_argument("--n", type=int, default=5, metavar="N", help="documents to show, spread evenly (5)")
+    command.add_argument(
+        "--n", type=int, default=5, metavar="N", help="documents to show, spread evenly (5); 0: totals"
+    )
     command.add_argument("--html", type=Path, metavar="FILE", help="write a page, too")
 
 

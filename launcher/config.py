@@ -1,6 +1,7 @@
 """The run as a whole: one YAML, strict, with overrides from the command line."""
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from data_tools.config import DataConfig, Location, Section
 from data_tools.errors import UserError
-from data_tools.files import is_hub_id, is_remote
+from data_tools.files import is_data_file, is_hub_id, is_remote
 from data_tools.mirror import local_folder
 from data_tools.store import MANIFEST, write_text
 from sft.config import TrainConfig
@@ -76,7 +77,7 @@ def find_store(name: str, overrides: list[str]) -> Path:
     # A run that is only prepared has a store, but no run.yaml yet.
     unplanned = [run / "tokens" for run in (Path(name), Path("runs") / name) if not (run / RUN_FILE).exists()]
     for folder in (Path(name), *unplanned):
-        if (folder / MANIFEST).exists():
+        if (folder / MANIFEST).exists() or (folder / "shards").is_dir():  # finished or not: reading it will tell
             if overrides:
                 raise UserError(f"{overrides[0]}: {folder} is a token store, which no override changes; leave it out")
             return folder
@@ -121,6 +122,10 @@ def _find(name: str) -> Path:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    if _has_rows(path):
+        raise UserError(
+            f"{path} is a file of rows, not a configuration; name it in `data.sources` of a YAML file, and give that"
+        )
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except yaml.MarkedYAMLError as error:
@@ -131,6 +136,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected sections such as `model:` and `data:`")
     return values
+
+
+def _has_rows(path: Path) -> bool:
+    """Whether it is a data file, given in place of the file that names it; a configuration may be one JSON object."""
+    if path.suffix != ".json":
+        return is_data_file(path.name)
+    try:
+        return not isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except ValueError:
+        return True
 
 
 class _StrictLoader(yaml.SafeLoader):

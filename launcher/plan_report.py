@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data_tools.plan import PackPlan
+from data_tools.plan import PackPlan, PlanSettings
 from data_tools.store import TokenStore
 
 _REASONS = {
@@ -26,7 +26,7 @@ def show_lengths(report: dict[str, Any], max_length: int, console: Console) -> N
         f"{shares.get(share, f'{share} % at most')} {tokens:,}"
         for share, tokens in sorted(report["percentiles"].items(), key=lambda item: int(item[0]))
     ]
-    console.print(f"{report['documents']:,} documents of {report['tokens']:,} tokens: {', '.join(said)}")
+    console.print(f"{_count(report['documents'], 'document')} of {report['tokens']:,} tokens: {', '.join(said)}")
     table = Table(box=None)
     for column in ("max_length", "longer", "tokens in the others", "tokens if cut"):
         table.add_column(column, justify="right")
@@ -60,7 +60,7 @@ def show_sources(sources: list[dict[str, Any]], console: Console) -> None:
 
 
 def plan_facts(plan: PackPlan, store: TokenStore, ranks: int, packs_per_micro_batch: int) -> dict[str, Any]:
-    """What a plan comes to, for people and for `--json`."""
+    """What a plan comes to, for people and for `--json`; without a complete step its imbalance is None."""
     sources = plan.facts["sources"]
     tokens, trained = int(plan.train.tokens.sum()), int(plan.train.trained.sum())
     return {
@@ -70,7 +70,9 @@ def plan_facts(plan: PackPlan, store: TokenStore, ranks: int, packs_per_micro_ba
         "fill": round(plan.fill, 5),
         "steps_per_epoch": plan.steps_per_epoch,
         "imbalance": round(plan.imbalance(ranks, packs_per_micro_batch), 5),
-        "imbalance_complete_steps": round(plan.imbalance(ranks, packs_per_micro_batch, complete_steps=True), 5),
+        "imbalance_complete_steps": round(plan.imbalance(ranks, packs_per_micro_batch, complete_steps=True), 5)
+        if len(plan.train) >= plan.settings.packs_per_step
+        else None,
         "too_long": plan.facts["too_long"],
         "documents": sum(source["taken_documents"] for source in sources),
         "tokens": tokens,
@@ -91,21 +93,46 @@ def show_plan(facts: dict[str, Any], plan: PackPlan, ranks: int, console: Consol
     settings = plan.settings
     show_sources(facts["sources"], console)
     console.print(
-        f"[green]planned[/] {facts['packs']:,} packs of {settings.max_length:,} tokens, {plan.fill:.1%} full, "
-        f"{facts['steps_per_epoch']:,} steps an epoch; {facts['trained_share']:.1%} of the tokens are trained"
+        f"[green]planned[/] {_count(facts['packs'], 'pack')} of {settings.max_length:,} tokens, {plan.fill:.1%} full, "
+        f"{_count(facts['steps_per_epoch'], 'step')} an epoch; {facts['trained_share']:.1%} of the tokens are trained"
     )
     console.print(
-        f"work is {facts['imbalance_complete_steps']:.1%} uneven over {ranks} ranks, "
-        f"{facts['imbalance']:.1%} with the last step of the epoch, which may have fewer packs; "
+        f"{_balance(facts, settings, ranks)}; "
         f"on disk: tokens {_megabytes(facts['store_bytes'])}, plan {_megabytes(facts['plan_bytes'])}"
     )
+    if not facts["validation_packs"]:
+        console.print(_no_validation(settings, sum(source["documents"] for source in facts["sources"])))
     if longer := facts["too_long"]:
-        done = {"drop": "are left out", "truncate": "are truncated", "split": "are split"}[settings.too_long]
+        done = {"drop": "left out", "truncate": "truncated", "split": "split"}[settings.too_long]
         console.print(
-            f"[yellow]{longer:,} documents have more than data.max_length={settings.max_length} tokens[/] and {done}"
+            f"[yellow]{done}: {_count(longer, 'document')}[/] of more than data.max_length={settings.max_length} tokens"
         )
-    if facts["pieces_without_labels"]:
-        console.print(f"[yellow]{facts['pieces_without_labels']:,} pieces without labels[/] are left out")
+    if pieces := facts["pieces_without_labels"]:
+        console.print(f"[yellow]left out: {_count(pieces, 'piece')} without labels[/]")
+
+
+def _balance(facts: dict[str, Any], settings: PlanSettings, ranks: int) -> str:
+    over = f"uneven over {_count(ranks, 'rank')}"
+    if facts["imbalance_complete_steps"] is None:
+        few = f"{_count(facts['packs'], 'pack')}, and train.packs_per_step={settings.packs_per_step}"
+        return f"no step is complete: {few}; work is {facts['imbalance']:.1%} {over}"
+    return (
+        f"work is {facts['imbalance_complete_steps']:.1%} {over}, "
+        f"{facts['imbalance']:.1%} with the last step of the epoch, which may have fewer packs"
+    )
+
+
+def _no_validation(settings: PlanSettings, documents: int) -> str:
+    nothing = "nothing is held out for validation"
+    if settings.validation_count == 0 or (settings.validation_count is None and not settings.validation_fraction):
+        return f"{nothing}, as data.validation asks for"
+    chosen = f"data.validation.fraction={settings.validation_fraction:g} of {_count(documents, 'document')} chose none"
+    return f"[yellow]{nothing}[/]: {chosen}; data.validation.count=N holds out N"
+
+
+def _count(number: int, noun: str) -> str:
+    """`1 pack`, `1,024 packs`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _bytes(folder: Path) -> int:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from data_tools.documents import UnitRecord
+from data_tools.prepare import OnStart, OnUnit
 
 _SECONDS_BETWEEN_LINES = 30
 _WINDOW = 60
@@ -20,13 +21,16 @@ _WINDOW = 60
 class Tokenized:
     """What is done so far, and how fast it goes.
 
-    The rate looks back a minute, or over half of the time where units take longer: units that an earlier preparation
-    finished arrive all at once, and must not count for long.
+    The rate looks back a minute, or over half of the time where units take longer. Units that an earlier preparation
+    finished are done, but say nothing about the rate.
     """
 
     started: float
-    """Seconds of any clock."""
+    """When the first unit was begun, in seconds of any clock."""
+    kept: int = 0
+    """Rows of units that were finished before."""
     rows: int = 0
+    """Rows that were made now."""
     tokens: int = 0
     total: int = 0
     """Rows of all units; 0: not known yet."""
@@ -34,6 +38,15 @@ class Tokenized:
 
     def __post_init__(self) -> None:
         self._past = deque([(self.started, 0, 0)])
+
+    @property
+    def done(self) -> int:
+        """Rows of finished units, now or before."""
+        return self.kept + self.rows
+
+    def keep(self, rows: int, total: int) -> None:
+        """A unit was finished before."""
+        self.kept, self.total = self.kept + rows, total
 
     def add(self, now: float, rows: int, tokens: int, total: int) -> None:
         """A unit was finished."""
@@ -54,13 +67,14 @@ class Tokenized:
 def _speed(done: Tokenized) -> str:
     """`3,210 rows/s  2.8 M tokens/s  ETA 0:12`."""
     rows, tokens = done.rates
-    eta = str(timedelta(seconds=round((done.total - done.rows) / rows))) if rows else "unknown"
+    left = done.total - done.done
+    eta = str(timedelta(seconds=round(left / rows if rows else 0))) if rows or not left else "unknown"
     return f"{rows:,.0f} rows/s  {_short(tokens)} tokens/s  ETA {eta.removeprefix('0:').removeprefix('0')}"
 
 
 def line(done: Tokenized) -> str:
     """`tokenizing 12,288 / 50,000 rows  3,210 rows/s  2.8 M tokens/s  ETA 0:12`."""
-    return f"tokenizing {done.rows:,} / {done.total:,} rows  {_speed(done)}"
+    return f"tokenizing {done.done:,} / {done.total:,} rows  {_speed(done)}"
 
 
 def _short(number: float) -> str:
@@ -71,17 +85,24 @@ def _short(number: float) -> str:
 
 
 @contextmanager
-def tokenizing(console: Console) -> Iterator[Callable[[UnitRecord, int], None]]:
-    """Yield what `prepare` calls with each finished unit and the number of all rows."""
-    done = Tokenized(time.monotonic())
+def tokenizing(console: Console) -> Iterator[tuple[OnStart, OnUnit]]:
+    """Yield what `prepare` calls when it starts, and with each finished unit."""
+    done, finished_before = Tokenized(time.monotonic()), set[int]()
     show = _bar if console.is_terminal else _lines
     with show(console) as update:
 
+        def on_start(kept: set[int]) -> None:
+            nonlocal done, finished_before
+            done, finished_before = Tokenized(time.monotonic()), kept
+
         def on_unit(record: UnitRecord, total: int) -> None:
-            done.add(time.monotonic(), record.rows, record.tokens, total)
+            if record.unit in finished_before:
+                done.keep(record.rows, total)
+            else:
+                done.add(time.monotonic(), record.rows, record.tokens, total)
             update(done)
 
-        yield on_unit
+        yield on_start, on_unit
 
 
 @contextmanager
@@ -89,7 +110,7 @@ def _bar(console: Console) -> Iterator[Callable[[Tokenized], None]]:
     columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("reading sources and tokenizer", total=None)
-        yield lambda done: progress.update(task, total=done.total, completed=done.rows, description=line(done))
+        yield lambda done: progress.update(task, total=done.total, completed=done.done, description=line(done))
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """What `shardtune inspect` finds, on the terminal."""
 
+from typing import Any
+
 from rich.bar import Bar
 from rich.console import Console
 from rich.style import Style
@@ -26,14 +28,20 @@ def show_store(found: Inspection, console: Console) -> None:
     if len(found.rejects) > _REASONS:
         console.print(f"… and {len(found.rejects) - _REASONS:,} rarer reasons; see rejects.jsonl", highlight=False)
     for name, proof in found.proofs.items():
-        text = f"{name}: {proof['checked']:,} of {proof['of']:,} checked; {proof['text']}"
-        console.print(Text(visible(text)))
+        console.print(Text(visible(f"{name}: {_checked(proof)}; {proof['text']}")))
     marks = ("", "") if console.color_system else ("⟦", "⟧")
-    console.print(_legend(found, marks))
+    if found.documents:
+        console.print(_legend(found, marks))
     for document in found.documents:
         console.print()
         console.print(Text(_caption(document), "bold"))
         console.print(_text(document, marks))
+
+
+def _checked(proof: dict[str, Any]) -> str:
+    if why := proof.get("not_applicable"):
+        return f"does not apply ({why})"
+    return f"{proof['checked']:,} of {proof['of']:,} checked"
 
 
 def _print_sources(found: Inspection, console: Console) -> None:

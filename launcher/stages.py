@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from data_tools.errors import UserError
-from data_tools.lock import LOCK_FILE
+from data_tools.lock import LOCK_FILE, Pin
 from data_tools.store import MANIFEST
 from launcher.config import RunConfig, save_run
+from launcher.pins import require_model
 from launcher.run_folder import check_may_start, check_same_run, planned_attention_cost, read_status, summary
 from sft.record import STATUS, read_metrics
 
@@ -25,13 +25,26 @@ def fetch_stage(config: RunConfig, console: Console) -> dict[str, Any]:
     with console.status("fetching and comparing" if was_locked else "fetching"):
         lock = fetch(config.data, config.model.path, config.model.revision, path)
     remote = [pin for pin in lock.pins if pin.commit]
-    for pin in remote:
-        console.print(f"{pin.kind} {pin.id} at {pin.commit}, {len(pin.files)} files", markup=False, highlight=False)
+    for line in _what_was_fetched(remote):
+        console.print(line, markup=False, highlight=False)
     size = sum(file["size"] for pin in lock.pins for file in pin.files.values())
     what = f"{len(remote)} of {len(lock.pins)} inputs are from the hub" if remote else "all inputs are local"
     done = "everything is still as it was fetched" if was_locked else "fetched"
     console.print(f"[green]{done}[/]: {what}, {size / 1e6:,.1f} MB → {path}")
     return {"lock": str(path), "pins": len(lock.pins), "from_hub": len(remote), "bytes": size}
+
+
+def _what_was_fetched(pins: list[Pin]) -> list[str]:
+    """One line for each repository, whatever number of sources it has."""
+    repositories: dict[str, list[Pin]] = {}
+    for pin in pins:
+        repositories.setdefault(f"{pin.kind} {pin.id} at {pin.commit}", []).append(pin)
+    lines = []
+    for name, its in repositories.items():
+        sources = f"{len(its)} sources, " if len(its) > 1 else ""
+        files = len({file for pin in its for file in pin.files})
+        lines.append(f"{name}: {sources}{files} file{'s' * (files != 1)}")
+    return lines
 
 
 def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -41,8 +54,8 @@ def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
 
     started = time.perf_counter()
     was_finished = (config.store / MANIFEST).exists()
-    with tokenizing(console) as on_unit:
-        store = prepare(config.data, config.store, on_unit, config.folder / LOCK_FILE)
+    with tokenizing(console) as (on_start, on_unit):
+        store = prepare(config.data, config.store, on_unit, config.folder / LOCK_FILE, on_start)
     done = "already prepared" if was_finished else "prepared"
     totals: dict[str, Any] = store.manifest["totals"]
     seconds = time.perf_counter() - started
@@ -79,10 +92,11 @@ def _what_was_read(sources: list[dict[str, Any]]) -> list[str]:
 def inspect_stage(folder: Path, console: Console, source: str | None, count: int, html: Path | None) -> dict[str, Any]:
     """Token store → what people look at, on the terminal and as a page."""
     from data_tools.inspect import inspect_store
-    from data_tools.mirror import open_store
+    from data_tools.mirror import naming_damage, open_store
     from launcher.show_store import show_store
 
-    found = inspect_store(open_store(folder), source, count)
+    with naming_damage(folder):
+        found = inspect_store(open_store(folder), source, count)
     show_store(found, console)
     if html is not None:
         from data_tools.inspect_page import write_page
@@ -94,6 +108,7 @@ def inspect_stage(folder: Path, console: Console, source: str | None, count: int
 
 def plan_stage(config: RunConfig, console: Console, ranks: int) -> dict[str, Any]:
     """Token store → pack plan."""
+    from data_tools.changes import check_asked
     from data_tools.lengths import length_report
     from data_tools.mirror import open_store
     from data_tools.plan import PlanSettings, make_plan
@@ -103,7 +118,7 @@ def plan_stage(config: RunConfig, console: Console, ranks: int) -> dict[str, Any
     micro_batches_per_step(config.train, ranks)
     check_same_run(config)
     store = open_store(config.store)
-    _check_store(config, store)
+    check_asked(store.folder, store.manifest["asked"], config.data.asked())
     store.verify()
     show_lengths(length_report(store.index["length"], config.data.max_length), config.data.max_length, console)
     settings = PlanSettings.of(
@@ -126,21 +141,11 @@ def _attention_cost(config: RunConfig, store: Any) -> float:
     from sft.cost import attention_cost
     from sft.model import check_length, load_config
 
+    require_model(config)
     tokenizer = load_tokenizer(str(store.folder / "tokenizer"))
     model_config = load_config(config.model, tokenizer, store.vocab_size)
     check_length(model_config, config.data.max_length)
     return planned_attention_cost(config) or attention_cost(model_config)
-
-
-def _check_store(config: RunConfig, store: Any) -> None:
-    """The store is what the configuration asks for, by name; `prepare` compares contents."""
-    made_for, asked = store.manifest["asked"], config.data.asked()
-    for key, value in asked.items():
-        if made_for[key] != value:
-            raise UserError(
-                f"the token store {store.folder} was made with data.{key}={made_for[key]}, not {value}; "
-                f"prepare another with data.store=FOLDER"
-            )
 
 
 def train_stage(config: RunConfig, console: Console, ranks: int, resuming: bool) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +26,7 @@ from rich.table import Table
 from data_tools.balance import ATTENTION_COST, costliest_first, imbalance, order_of_epoch
 from data_tools.packing import Packs, pack_documents
 from data_tools.plan import PlanSettings, make_plan
+from data_tools.store import TokenStore, write_arrow, write_json
 from sft.batches import lay_out, make_batch, read_pack
 from tests.stores import random_documents, write_store
 
@@ -195,6 +197,34 @@ def reading(count: int) -> dict[str, Any]:
         }
 
 
+def opening(tokens: int) -> dict[str, Any]:
+    """Seconds to open a store of so many tokens in documents of 512, and to read its index and a first document."""
+    rows = 2**14
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "tokens"
+        store = write_store(folder, random_documents([512] * rows, 0), [0] * rows, [0])
+        path = folder / store.manifest["shards"][0]["file"]
+        shard, index = pa.ipc.open_file(path).read_all(), pa.ipc.open_file(folder / "index.arrow").read_all()
+        times, documents = tokens // 512 // rows, 0
+        many = []
+        for number in range(8):
+            file = f"{path.parent.name}/many-{number}.arrow"
+            batches = [shard.to_batches()[0]] * (times // 8)
+            write_arrow(folder / file, shard.schema, batches)
+            many.append({"file": file, "documents": rows * len(batches), "blake3": ""})
+            documents += rows * len(batches)
+        batch = pa.Table.from_batches(index.to_batches() * (documents // rows)).combine_chunks().to_batches()[0]
+        write_arrow(folder / "index.arrow", index.schema, [batch])
+        write_json(folder / "manifest.json", {**store.manifest, "shards": many})
+        started = time.process_time(), time.perf_counter()
+        opened = TokenStore(folder)
+        length = int(opened.index["length"][-1]) + len(opened.document(len(opened) - 1).input_ids)
+        cpu, wall = time.process_time() - started[0], time.perf_counter() - started[1]
+        assert length == 2 * 512 and len(opened) == documents
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return {"documents": documents, "tokens": documents * 512, "bytes": size, "cpu_seconds": cpu, "wall_seconds": wall}
+
+
 def main() -> None:
     """Run everything, print a table, write JSON."""
     parser = argparse.ArgumentParser(description="Packing, balance and reading.")
@@ -209,6 +239,7 @@ def main() -> None:
         "planning": [planning(count // scale) for count in (1_000_000, 10_000_000)],
         "balance": [balance(name, number, steps=100) for name in names for number in ranks],
         "reading": [reading(20_000 // scale)],
+        "opening": [opening(10**9 // scale)],
     }
     if options.peer:
         results["peer"] = [beside_peer(options.peer, name, 100_000 // scale) for name in (names[0], names[3])]

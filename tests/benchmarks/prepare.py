@@ -5,8 +5,8 @@
 SHARDTUNE_REAL_DATA names the folder with tokenizers and data sets. Prints one table; fails when ids or labels differ.
 
 TRL's time is that of `SFTTrainer._prepare_dataset` (rows in memory → packed data set). Ours is from the file to the
-finished store and its pack plan: the Arrow file of that very data set, or JSONL; both without loading the tokenizer; the
-whole of `prepare` stands beside it.
+finished store and its pack plan: the Arrow file of that very data set, or JSONL; both without loading the tokenizer.
+The whole of `prepare` stands beside it.
 """
 
 import argparse

@@ -63,7 +63,7 @@ def test_a_template_that_refuses_gives_its_own_words() -> None:
 
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
     rewriting = UNTAGGED.replace("m.content", "(m.content if loop.last else m.content | upper)")
-    with pytest.raises(RowError, match="rewrites earlier turns"):
+    with pytest.raises(RowError, match="message 2 no longer reads as the model had to write it once the chat goes on"):
         template(rewriting).render(TWO_TURNS)
 
 

@@ -31,6 +31,25 @@ def test_other_names_of_columns() -> None:
     assert [message["content"] for message in sample.messages] == ["2 + 2?", "4"]
 
 
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"q": "Why?", "a": "So."}, {"user": "{q}", "assistant": "{a}"}),
+        ({"q": "Why?", "a": "So."}, {"user": "q", "assistant": "a"}),
+        ({"instruction": "Why?", "output": "So."}, {}),
+        ({"q": "Why?", "output": "So."}, {"instruction": "q"}),
+        ({"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]}, {}),
+    ],
+)
+@pytest.mark.parametrize("system", ["You are helpful.", "persona", "{persona}"])
+def test_one_system_prompt_for_all_rows(system: str, row: dict[str, Any], columns: dict[str, str]) -> None:
+    row = row if system == "You are helpful." else {**row, "persona": "You are helpful."}
+    source = with_format(SourceConfig(path="rows", columns={"system": system, **columns}), row)
+    sample = RowReader(source).read(row)
+    assert isinstance(sample, Conversation)
+    assert [message["content"] for message in sample.messages] == ["You are helpful.", "Why?", "So."]
+
+
 def test_braces_are_written_twice() -> None:
     assert compose_columns({"x": "1"}, {"text": '{{"x": {x}}}'})["text"] == '{"x": 1}'
 
@@ -39,6 +58,10 @@ def test_braces_are_written_twice() -> None:
     ("row", "columns", "reason"),
     [
         ({"q": "Why?"}, {"prompt": "question"}, "there is no column 'question'; the columns are q"),
+        ({"q": "Why?"}, {"system": "Helpful.", "user": "{q}"}, "there is no column 'Helpful.'"),
+        ({"q": "Why?"}, {"user": "{q}", "assistant": "It is so."}, "there is no column 'It is so.'"),
+        ({"q": "Why?"}, {"system": "You are helpful."}, "gives `system` and no other message"),
+        ({"messages": []}, {"system": "You are helpful."}, "gives `system` and no other message"),
         ({"q": "Why?", "a": None}, {"user": "q", "assistant": "a"}, "column 'a' is missing, not text"),
         ({"q": ["Why?"], "a": "So."}, {"user": "q", "assistant": "a"}, "column 'q' is list, not text"),
         ({"q": {"x": 1}, "a": "So."}, {"text": "{q}"}, "column 'q' is dict, not text"),

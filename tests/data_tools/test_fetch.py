@@ -73,6 +73,7 @@ def hub(store: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     repositories = {
         "datasets/org/chats": Repository({CHATS: data}),
         "models/org/model": Repository({MODEL: model}),
+        "datasets/org/parts": Repository({CHATS: data}),
         "datasets/org/gated": Repository({CHATS: data}, gated=True),
     }
     with serving(repositories) as hub:
@@ -132,7 +133,7 @@ def test_what_is_fetched_once_needs_no_network_again(
     )
     assert codes == [0, *[1] * 8], said
     expected = [
-        "org/none is no file or folder here, and none that the hub shows you",
+        "org/none is no file or folder here, and no dataset that the hub shows you; check the path or id",
         "org/gated is gated; ask for access on its page, then set HF_TOKEN",
         "org/chats has no revision 'v7'",
         "org/chats: Config name is missing. Please pick one among the available configs: ['short', 'long']",
@@ -197,8 +198,25 @@ def test_a_hub_that_nobody_answers_for_is_one_line(recipe: Path, shardtune: Comm
         "http://127.0.0.1:9", ["prepare", recipe], ["fetch", recipe], ["prepare", recipe, one, "name=tokenizer"]
     )
     assert codes == [1, 1, 1]
+    assert "org/chats is no file or folder here, and the hub cannot be reached" in said[0]
+    assert "org/model is no folder here, and the hub cannot be reached" in said[2]
     assert all("hub cannot be reached" in line and "run `shardtune fetch CONFIG`" in line for line in said)
     assert ["data.sources" in line for line in said] == [True, True, False]
+
+
+def test_a_repository_is_resolved_and_told_once(recipe: Path, hub: Hub, shardtune: Commands) -> None:
+    """Four sources of one data set, and the model and its tokenizer."""
+    asked_for = ("config: short, split: train", "config: short, split: test", "config: long", "config: long, name: b")
+    sources = f"data.sources=[{', '.join(f'{{path: org/parts, {each}}}' for each in asked_for)}]"
+    asked = len(hub.asked)
+    codes, said = shardtune(hub.url, ["fetch", recipe, sources, "--json"])
+    assert codes == [0], said
+    assert hub.asked[asked:].count("GET /api/datasets/org/parts") == 1
+    assert said[:3] == [
+        f"dataset org/parts at {CHATS}: 4 sources, 4 files",
+        f"tokenizer org/model at {MODEL}: 4 files",
+        f"model org/model at {MODEL}: 3 files",
+    ]
 
 
 def test_local_inputs_are_locked_by_their_content(recipe: Path, shardtune: Commands, store: TokenStore) -> None:

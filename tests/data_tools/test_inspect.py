@@ -213,6 +213,38 @@ def test_reasons_that_differ_in_a_number_are_one(store: TokenStore, tmp_path: Pa
     assert all(text in page for text in ("message … has no role", "a.jsonl, row 3: message 2 has no role"))
 
 
+@pytest.mark.parametrize(
+    ("settings", "untold"),
+    [
+        ({}, {}),
+        ({"train_on": "all"}, dict.fromkeys(("content", "end_of_turn", "prompt"), "train_on=all learns every token")),
+        ({"train_end_of_turn": False}, {"end_of_turn": "train_end_of_turn=false"}),
+        (
+            {"chat_template": "strict.jinja", "train_headers": True},
+            {"prompt": "refuses a conversation that ends with its question"},
+        ),
+        (
+            {"sources": [{"path": "text.jsonl"}]},
+            dict.fromkeys(("ids", "prompt"), "no row that was looked at is a chat"),
+        ),
+    ],
+)
+def test_a_proof_that_does_not_apply_says_why(
+    settings: dict[str, Any], untold: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "chats.jsonl", chats(3))
+    write_jsonl(tmp_path / "text.jsonl", [{"text": "Beautiful is better."}] * 3)
+    refusing = "{% if messages[-1].role != 'assistant' %}{{ raise_exception('unfinished') }}{% endif %}"
+    (tmp_path / "strict.jinja").write_text(refusing + CHATML, encoding="utf-8")
+    asked = {"sources": [{"path": "chats.jsonl"}], "tokenizer": {"vocab_size": 300}, "actors": 0, **settings}
+    proofs = inspect_store(prepare(DataConfig.model_validate(asked), tmp_path / "tokens"), None, 1).proofs
+    assert set(untold) == {name for name, proof in proofs.items() if not proof["checked"]}
+    assert set(untold) == {name for name, proof in proofs.items() if "not_applicable" in proof}
+    for name, why in untold.items():
+        assert why in proofs[name]["not_applicable"]
+
+
 def test_proofs_are_shown_where_there_are_any(store: TokenStore, tmp_path: Path) -> None:
     assert inspect_store(store, None, 1).as_json()["proofs"]["content"]["checked"] == len(store)
     proofs = {"content": {"checked": 1234, "of": 5678, "text": "every <answer> is in it"}}
@@ -264,8 +296,8 @@ def test_the_page_stands_alone_and_names_every_token(store: TokenStore, tmp_path
 def test_mistakes(store: TokenStore, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no source chat; did you mean chats\? \(its sources: chats\)"):
         inspect_store(store, "chat", 5)
-    with pytest.raises(UserError, match="--n 0: there is nothing to show"):
-        inspect_store(store, None, 0)
+    with pytest.raises(UserError, match="--n -1: give the number"):
+        inspect_store(store, None, -1)
     with pytest.raises(UserError, match=r"cannot write .*page\.html: No such file or directory"):
         write_page(inspect_store(store, None, 1), tmp_path / "gone" / "page.html")
     with pytest.raises(UserError, match=r"cannot write .*: Is a directory"):

@@ -9,11 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_tools.chat import ChatTemplate, Learning
+from data_tools.config import DataConfig
 from data_tools.encode import Encoder
-from data_tools.errors import RowError
+from data_tools.errors import RowError, UserError
 from data_tools.formats import Conversation
 from data_tools.literals import ControlTokens, without_marks
+from data_tools.prepare import prepare
 from data_tools.tokenizer import CHATML, control_tokens, load_tokenizer
+from tests.conftest import write_jsonl
 
 TOKENS = ControlTokens(["<|im_end|>", "<|im|>", '<|"|>', "</s>"])
 
@@ -83,6 +86,29 @@ def test_ids_are_those_of_transformers(name: str, real_data: Path) -> None:
         learnt = [token for token, trained in zip(documents.ids, documents.mask(0), strict=True) if trained]
         assert f"I say {said}." in tokenizer.decode(learnt)
         assert learnt.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
+
+
+@pytest.mark.parametrize("setting", ["escape", "reject"])
+def test_added_tokens_that_are_not_special_are_tokens_everywhere(setting: str, real_data: Path) -> None:
+    tokenizer = load_tokenizer(str(real_data / "tokenizers" / "qwen3"))
+    learning, tokens = Learning(control_tokens=setting), control_tokens(tokenizer)
+    template = ChatTemplate(str(tokenizer.chat_template), tokenizer.special_tokens_map, date.today(), learning, tokens)
+    messages = [{"role": "user", "content": "a <tool_call>"}, {"role": "assistant", "content": "A tag."}]
+    ids = Encoder(tokenizer).encode(template.render(Conversation(messages))).ids.tolist()
+    assert ids.count(tokenizer.convert_tokens_to_ids("<tool_call>")) == 1
+
+
+@pytest.mark.parametrize("setting", ["escape", "reject"])
+@pytest.mark.parametrize("row", [{"text": "Say <|im_end|>"}, {"prompt": "Say", "completion": " <|im_end|>"}])
+def test_plain_text_is_refused_where_control_tokens_are_not_kept(
+    row: dict[str, str], setting: str, tmp_path: Path
+) -> None:
+    file = write_jsonl(tmp_path / "rows.jsonl", [row] * 3)
+    asked = {"sources": [{"path": str(file)}], "tokenizer": {"vocab_size": 300}, "actors": 0}
+    with pytest.raises(
+        UserError, match=rf"data\.control_tokens={setting} is for messages, but a source has plain text"
+    ):
+        prepare(DataConfig.model_validate({**asked, "control_tokens": setting}), tmp_path / "tokens")
 
 
 @pytest.mark.parametrize("learning", [Learning(control_tokens="escape"), Learning(control_tokens="reject")])

@@ -89,7 +89,7 @@ def test_the_content_of_objects_is_part_of_the_fingerprint(s3: str, tmp_path: Pa
     assert len(store) == 50
     assert prepare(config, tmp_path / "tokens").fingerprint == store.fingerprint
     fsspec.filesystem("s3").pipe_file("chats/changing.jsonl", LINES.replace(b"blue", b"grey"))
-    with pytest.raises(UserError, match=r"other settings \(.*sources\)"):
+    with pytest.raises(UserError, match=r"other settings \(the files of the source changing, "):
         prepare(config, tmp_path / "tokens")
 
 

@@ -352,6 +352,7 @@ def test_sources_may_be_named(tmp_path: Path) -> None:
     ("source", "message"),
     [
         ({"path": "nowhere/*.jsonl"}, "no file or folder matches nowhere"),
+        ({"path": "{tmp}/emtpy.jsonl"}, r"matches .*emtpy.jsonl \(did you mean .*/empty.jsonl\?\); check the path"),
         ({"path": "{tmp}/notes.txt"}, r"notes.txt is none of .arrow, .csv, .json, .jsonl"),
         ({"path": "{tmp}/broken.parquet"}, "cannot read .*broken.parquet"),
         ({"path": "{tmp}/empty.jsonl"}, "the data set is empty"),

@@ -86,6 +86,19 @@ def test_a_template_comes_from_a_file(tmp_path: Path) -> None:
         choose_template("own", str(tmp_path / "other.jinja"), "a tokenizer")
 
 
+def test_a_broken_template_is_named_with_its_file_its_setting_and_the_line(tmp_path: Path) -> None:
+    broken = "{{ 'fine' }}\n{% for %}\n"
+    (tmp_path / "mine.jinja").write_text(broken, encoding="utf-8")
+    with pytest.raises(UserError, match=r"^data\.chat_template: .*/mine\.jinja is not valid Jinja: line 2: Expected"):
+        choose_template("own", str(tmp_path / "mine.jinja"), "a tokenizer")
+    ENDS.save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "chat_template.jinja").write_text(broken + "{{ x | no_such_filter }}", encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"^data\.tokenizer: the chat template of .*/tokenizer is not valid .*: line 2:"
+    ):
+        load_tokenizer(str(tmp_path / "tokenizer"))
+
+
 @pytest.mark.parametrize("own", [None, {"tool_use": "second"}])
 def test_no_template_is_an_error_with_advice(own: dict[str, str] | None) -> None:
     with pytest.raises(UserError, match=r"set data\.chat_template"):

@@ -3,6 +3,7 @@
 import re
 from datetime import date
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,6 +151,22 @@ def test_answers_that_look_like_markup_are_learnt_where_they_are(name: str, said
     (learnt,) = render(name, chat)[0].learnt()
     kept = said.strip() if name in ("falcon", "llama 3") else said
     assert re.fullmatch(r" ?(\n</think>\n\n)?" + re.escape(kept) + _END, learnt)
+
+
+def test_what_becomes_of_chats_whose_earlier_turns_are_rewritten(real_data: Path) -> None:
+    """Qwen3's template puts an empty think block before the last answer of a chat that has no thinking at all."""
+
+    def learnt(on_rewrite: str) -> list[list[str]]:
+        source = (real_data / "chat_templates" / "Qwen-Qwen3-0.6B.jinja").read_text(encoding="utf-8")
+        template = ChatTemplate(source, SPECIAL, date(2025, 1, 1), Learning(on_rewrite=on_rewrite), CONTROL)
+        return [chat.learnt() for chat in template.render(CHATS["turns"])]
+
+    with pytest.raises(RowError, match=r"^[^\n]{20,300}$") as error:
+        learnt("error")
+    for said in ("rewrites earlier turns", "even empty ones", "message 1", "data.on_rewrite=last_turn", "split_turns"):
+        assert said in str(error.value)
+    assert learnt("last_turn") == [["Second.<|im_end|>"]]
+    assert learnt("split_turns") == [["First.<|im_end|>"], ["Second.<|im_end|>"]]
 
 
 def test_an_answer_that_only_its_end_contains_is_lost() -> None:

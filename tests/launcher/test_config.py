@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.errors import UserError
+from launcher.cli import main
 from launcher.config import RunConfig, load_run, save_run
 
 YAML = """\
@@ -102,6 +103,26 @@ def test_mistakes_are_explained(file: Path, override: str, message: str) -> None
         load_run(str(file), [override])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["chats.jsonl", "chats.csv.gz", "chats.parquet", "chats.json", "lines.json"])
+@pytest.mark.parametrize("command", ["prepare", "inspect", "plan"])
+def test_a_file_of_rows_is_no_configuration(
+    command: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = '{"messages": [{"role": "user", "content": "a: b"}]}'
+    (tmp_path / name).write_text(f"[{row}]" if name == "chats.json" else f"{row}\n{row}\n", encoding="utf-8")
+    assert main([command, str(tmp_path / name)]) == 1
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path / name} is a file of rows, not a configuration; name it in `data.sources` of a YAML file, "
+        f"and give that\n"
+    )
+
+
+def test_a_configuration_may_be_json(file: Path, tmp_path: Path) -> None:
+    values = load_run(str(file), []).model_dump_json()
+    (tmp_path / "small.json").write_text(values, encoding="utf-8")
+    assert load_run(str(tmp_path / "small.json"), []) == load_run(str(file), [])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,58 @@ def test_mistakes(store: TokenStore, recipe: Path, tmp_path: Path, capsys: pytes
     assert "is neither a configuration file nor" in error("gone")
     assert "which no override changes" in error(store.folder, "data.max_length=8")
     assert "has no source Chats; did you mean chats?" in error(store.folder, "--source", "Chats")
-    assert "--n 0: there is nothing to show" in error(store.folder, "--n", 0)
+    assert "--n -1: give the number of documents" in error(store.folder, "--n=-1")
     assert "--html: cannot write" in error(store.folder, "--html", tmp_path / "gone" / "page.html")
+
+
+def test_a_proof_that_does_not_apply_is_not_told_as_none_of_many(store: TokenStore, tmp_path: Path) -> None:
+    proofs = {"prompt": {"checked": 0, "of": 2, "text": "nothing that asks is learnt", "not_applicable": HOSTILE}}
+    made = write_store(tmp_path / "s", store, [{"ids": [5, 6], "runs": [1, 1]}], proofs=proofs)
+    shown = screen(inspect_store(made, None, 1), width=400)
+    assert "prompt: does not apply (\\x1b[31mred" in shown and "0 of 2" not in shown
+    assert not re.search(ACTING, shown)
+
+
+def test_totals_without_documents(store: TokenStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    assert main(["inspect", str(store.folder), "--n", "0", "--html", str(page)]) == 0
+    shown, html = capsys.readouterr().out, page.read_text(encoding="utf-8")
+    assert "up to here" in shown and "control token" not in shown
+    assert "<h2>Lengths</h2>" in html and "<h2>Documents</h2>" not in html
+    assert main(["inspect", str(store.folder), "--n", "0", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["documents"], facts["totals"]["documents"]) == ([], 200)
+
+
+def cut(path: Path) -> None:
+    """What is left of a file when a copy breaks off."""
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("harm", [cut, Path.unlink])
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "index.arrow", "shards/00000.arrow", "rejects.jsonl", "tokenizer/tokenizer.json"]
+)
+def test_a_damaged_store_is_one_line(
+    name: str, harm: Callable[[Path], None], store: TokenStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(store.folder, tmp_path / "s")
+    (tmp_path / "s" / "rejects.jsonl").write_text(json.dumps({"file": "x" * 200, "kind": "rejected", "reason": "no"}))
+    harm(tmp_path / "s" / name)
+    assert main(["inspect", str(tmp_path / "s")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "--debug" not in line
+    assert str(tmp_path / "s") in line
+    assert re.search(r"prepare", line)
+
+
+def test_an_unfinished_store_is_one_line(store: TokenStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By its own folder, and by that of its run, which has no run.yaml before it is planned."""
+    shutil.copytree(store.folder, tmp_path / "run" / "tokens", ignore=shutil.ignore_patterns("manifest.json"))
+    for name in (tmp_path / "run", tmp_path / "run" / "tokens"):
+        assert main(["inspect", str(name)]) == 1
+        said = f"error: the token store {tmp_path / 'run' / 'tokens'} is not finished; run `shardtune prepare`"
+        assert capsys.readouterr().err.startswith(said)
 
 
 def test_what_prepare_may_tell_of_a_source_is_shown(store: TokenStore, tmp_path: Path) -> None:

@@ -42,10 +42,32 @@ def test_facts_and_tables_tell_the_same(plan: Any, store: TokenStore) -> None:
     assert {"plan", "packs", "validation_packs", "fill", "steps_per_epoch", "imbalance", "too_long"} <= set(facts)
 
 
+def test_small_data_is_told_as_it_is(plan: Any) -> None:
+    """One pack for steps of six, and a ten-thousandth of so few documents is none of them."""
+    _, facts, shown = plan("data.sources.0.max_rows=2", "data.validation.fraction=0.0001")
+    assert (facts["packs"], facts["steps_per_epoch"], facts["validation_packs"]) == (1, 1, 0)
+    assert facts["imbalance_complete_steps"] is None
+    assert "planned 1 pack of 256 tokens" in shown and " 1 step an epoch;" in shown
+    assert "no step is complete: 1 pack, and train.packs_per_step=6; work is 50.0% uneven over 2 ranks" in shown
+    assert "nothing is held out for validation: data.validation.fraction=0.0001 of 200 documents chose none" in shown
+    assert "nothing is held out for validation, as data.validation asks for" in plan("data.validation.fraction=0")[2]
+    assert "nothing is held out" not in plan()[2]
+    assert "truncated: 13 documents of more than" in plan("data.max_length=200", "data.too_long=truncate")[2]
+
+
 def test_the_attention_cost_is_that_of_the_model(plan: Any) -> None:
     _, facts, _ = plan()
     layers, width, parameters = 2, 32, 400 * 32 + 2 * (3 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32
     assert facts["attention_cost"] == pytest.approx(layers * width / parameters)
+
+
+def test_a_model_of_a_hub_that_nobody_answers_for_is_one_line(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    code, _, shown = plan("model={path: org/none}")
+    assert code == 1
+    (said,) = [line for line in shown.splitlines() if line.startswith("error: ")]
+    assert said.startswith("error: model.path: org/none is no folder here, and the hub cannot be reached (")
+    assert said.endswith("check the path, or run `shardtune fetch CONFIG` on a machine with network")
 
 
 @pytest.mark.parametrize(

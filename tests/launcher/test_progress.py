@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from data_tools.config import DataConfig
+from data_tools.documents import UnitRecord
 from data_tools.prepare import prepare
 from launcher import progress
 from launcher.progress import Tokenized, line, tokenizing
@@ -29,13 +30,20 @@ def test_the_time_left(total: int, eta: str) -> None:
     assert line(done).endswith(f"1 rows/s  950 tokens/s  ETA {eta}")
 
 
-def test_what_was_finished_before_does_not_count_for_long() -> None:
+def test_what_was_finished_before_says_nothing_about_the_rate() -> None:
     """90,000 rows of an earlier preparation arrive in the first second; then 10 rows a second are made."""
     done = Tokenized(started=0.0)
-    done.add(1.0, rows=90_000, tokens=90_000_000, total=100_000)
-    for second in range(2, 140):
-        done.add(float(second), rows=10, tokens=10_000, total=100_000)
-    assert done.rates == (10.0, 10_000.0)
+    for _ in range(9):
+        done.keep(rows=10_000, total=100_000)
+    assert line(done) == "tokenizing 90,000 / 100,000 rows  0 rows/s  0 tokens/s  ETA unknown"
+    done.add(2.0, rows=20, tokens=20_000, total=100_000)
+    assert line(done) == "tokenizing 90,020 / 100,000 rows  10 rows/s  10.0 k tokens/s  ETA 16:38"
+
+
+def test_where_everything_was_finished_before_nothing_is_left() -> None:
+    done = Tokenized(started=0.0)
+    done.keep(rows=10, total=10)
+    assert line(done).endswith("ETA 0:00")
 
 
 def test_units_that_take_longer_than_the_window_have_a_rate() -> None:
@@ -64,8 +72,8 @@ def test_a_log_has_plain_lines_and_a_terminal_has_a_bar(
 ) -> None:
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0)
     console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
-    with tokenizing(console) as on_unit:
-        prepare(data_config, tmp_path / "tokens", on_unit)
+    with tokenizing(console) as (on_start, on_unit):
+        prepare(data_config, tmp_path / "tokens", on_unit, on_start=on_start)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     if terminal:
         assert "━" in shown
@@ -74,3 +82,21 @@ def test_a_log_has_plain_lines_and_a_terminal_has_a_bar(
         assert len(lines) == 4  # a line each shard
         assert lines[-1].startswith("tokenizing 200 / 200 rows  ")
         assert not any("\x1b" in text for text in lines)
+
+
+def test_units_of_an_interrupted_preparation_are_kept_and_not_timed(
+    data_config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(record: UnitRecord, total: int) -> None:
+        if record.unit == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data_config, tmp_path, interrupt)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0)
+    console = Console(file=io.StringIO(), width=120)
+    with tokenizing(console) as (on_start, on_unit):
+        prepare(data_config, tmp_path, on_unit, on_start=on_start)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [text.partition("  ")[0] for text in lines] == [f"tokenizing {n} / 200 rows" for n in (64, 128, 192, 200)]
+    assert ["0 rows/s  0 tokens/s  ETA unknown" in text for text in lines] == [True, True, False, False]

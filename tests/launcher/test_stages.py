@@ -179,8 +179,14 @@ def test_mistakes_before_training(recipe: Path, tmp_path: Path, capsys: pytest.C
     assert main(["prepare", str(recipe)]) == 0
     capsys.readouterr()
     assert "max_length=8 is shorter than every document" in error("plan", recipe, "data.max_length=8", "--ranks", 1)
-    assert "made with data.sources=" in error("plan", recipe, "data.sources.0.path=other.jsonl", "--ranks", 1)
+    assert "data.sources.0.path: chats.jsonl -> other.jsonl" in error("plan", recipe, "data.sources.0.path=other.jsonl")
     assert "there must be at least one" in error("plan", recipe, "--ranks", 0)
-    assert "made with data.template_date=2025-01-01" in error("plan", recipe, "data.template_date=2026-01-01")
+    other_settings = error("plan", recipe, "data.template_date=2026-01-01", "data.train_on=all")
+    assert other_settings == error("prepare", recipe, "data.template_date=2026-01-01", "data.train_on=all")
+    assert other_settings == (
+        f"error: the token store {tmp_path / 'runs' / 'tiny' / 'tokens'} was made with other settings "
+        "(data.template_date: 2025-01-01 -> 2026-01-01, data.train_on: assistant -> all); keep it and give another "
+        "name=NAME or data.store=FOLDER, or delete it; then run `shardtune prepare`"
+    )
     assert "no exported model" in error("generate", recipe)
     assert [path.name for path in (tmp_path / "runs" / "tiny").iterdir()] == ["tokens"]
