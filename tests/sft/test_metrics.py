@@ -35,7 +35,7 @@ def test_the_first_step_without_a_finite_gradient_is_named() -> None:
     interval = Interval(100, CPU, Clock())
     for norm in (1.0, float("inf"), float("nan"), 1.0):
         interval.add(result(1.0, 1, norm), StepSize(packs=1, tokens=100, trained_tokens=4, weight=4.0))
-    with pytest.raises(UserError, match="^step 8: the gradient is inf; lower train.learning_rate"):
+    with pytest.raises(UserError, match=r"^step 8: the gradient is inf; lower train\.learning_rate"):
         interval.summary(10)
 
 
