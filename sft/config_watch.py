@@ -25,6 +25,6 @@ class CheckpointConfig(Section):
     """When the state of the run is committed."""
 
     every: int = Field(200, ge=1)
-    """Steps between checkpoints; the last step always gives one."""
+    """Steps between checkpoints; the first and the last step always give one."""
     keep_last: int = Field(2, ge=1)
     """Older ones are deleted."""

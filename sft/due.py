@@ -23,12 +23,13 @@ def what_is_due(
 
     Args:
         step: steps done, from 1.
-        total: steps of the run; the last is evaluated and saved.
+        total: steps of the run; the first is saved, so that a disk that is too small is found at once, and the last is
+            evaluated and saved.
         stopping: whether the run was asked to stop: it saves at once, and evaluates when it goes on.
     """
     last = step == total
     evaluating = not stopping and (last or (evaluate.every is not None and step % evaluate.every == 0))
-    saving = stopping or last or step % checkpoint.every == 0
+    saving = stopping or last or step == 1 or step % checkpoint.every == 0
     # Logged before both: a gradient that is no number is found before it is evaluated or saved, and the interval of a
     # resumed run begins where the saved one ended.
     logging = evaluating or saving or step % train.log_every == 0

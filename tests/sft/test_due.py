@@ -14,11 +14,11 @@ def due(step: int, stopping: bool = False, evaluate: int | None = 3, save: int =
     )
 
 
-def test_each_has_its_interval_and_the_last_step_has_everything() -> None:
+def test_each_has_its_interval_the_first_step_is_saved_and_the_last_has_everything() -> None:
     steps = range(1, 11)
     assert [step for step in steps if due(step).evaluate] == [3, 6, 9, 10]
-    assert [step for step in steps if due(step).save] == [4, 8, 10]
-    assert [step for step in steps if due(step).log] == [2, 3, 4, 6, 8, 9, 10]
+    assert [step for step in steps if due(step).save] == [1, 4, 8, 10]
+    assert [step for step in steps if due(step).log] == [1, 2, 3, 4, 6, 8, 9, 10]
     assert [step for step in steps if due(step, evaluate=None).evaluate] == [10]
     assert not any(due(step).leave for step in steps)
 
