@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_tools.documents import DocumentMaker, Making, UnitRecord, index_name
+from data_tools.documents import DocumentMaker, Making
 from data_tools.errors import UserError
 from data_tools.files import is_remote
 from data_tools.readers import WorkUnit
-from data_tools.store import shard_name
+from data_tools.records import UnitRecord
 
 _TRIES = 4
 """A unit that kills its actor so often would kill the next one too."""
@@ -59,7 +59,7 @@ def make_on_actors(making: Making, units: list[WorkUnit], actors: int) -> Iterat
         pool = [remote_maker.options(scheduling_strategy="SPREAD").remote(making) for _ in range(fitting)]
         for record in _share_out(ray, pool, units):
             if not is_remote(making.store):
-                for name in (shard_name(record.unit), index_name(record.unit)):
+                for name in record.files:
                     _wait_until_seen(Path(making.store) / name)
             yield record
     except (ray.exceptions.RayError, ConnectionError) as error:
@@ -108,6 +108,8 @@ def _share_out(ray: Any, pool: list[Any], units: list[WorkUnit]) -> Iterator[Uni
         if unit.number not in finished:
             finished.add(unit.number)
             yield record
+    for promise in running:
+        ray.cancel(promise)  # or Ray would say on the console that it wants to try a killed unit again
     for actor in pool:
         ray.kill(actor)
     if running:  # who repeats a unit that was finished meanwhile must have stopped before the folder is tidied up

@@ -61,7 +61,11 @@ def _changed_sources(before: list[Settings], now: list[Settings]) -> Iterator[st
         elif was[name]["files"] != are[name]["files"]:
             yield f"the files of the source {name}"
         else:
-            yield from _changes(f"the source {name}'s", was[name], are[name], " ")
+            old, new = dict(was[name]), dict(are[name])
+            modules, modules_now = old.pop("modules"), new.pop("modules")
+            changes = list(_changes(f"the source {name}'s", old, new, " "))
+            changed = sorted(each for each in {*modules, *modules_now} if modules.get(each) != modules_now.get(each))
+            yield from changes or (f"the module {each} of the source {name}'s function" for each in changed)
     if list(was) != list(are) and was.keys() == are.keys():
         yield "the order of data.sources"
 

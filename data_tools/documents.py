@@ -1,11 +1,9 @@
 """One unit of work → one shard: a plain class that Ray actors and the in-process path share."""
 
 import gc
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +19,8 @@ from data_tools.formats import Conversation, PlainText, RowReader, Tokens
 from data_tools.mirror import Mirror, worker_folder
 from data_tools.proofs import Proofs
 from data_tools.readers import Row, WorkUnit, read_blocks, read_rows
+from data_tools.records import UnitRecord, index_name, read_record, record_name
+from data_tools.rejects import Reject, UnitRejects, unit_rejects, writing_rejects
 from data_tools.shard_batch import index_batch, shard_batch
 from data_tools.store import INDEX_SCHEMA, file_digest, shard_name, shard_schema, write_arrow, write_json
 from data_tools.texts import Item, filled
@@ -28,39 +28,6 @@ from data_tools.tokenizer import PlainTextFrame, control_tokens, load_tokenizer,
 
 _ROWS_AT_ONCE = 1024
 _BYTES_AT_ONCE = 2**23
-
-Kind = Literal["rejected", "dropped"]
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A row that did not become a document."""
-
-    file: str
-    row: int
-    kind: Kind
-    """`rejected` rows are not what they should be; `dropped` rows are fine, but leave nothing to train on."""
-    reason: str
-
-
-@dataclass(frozen=True)
-class UnitRecord:
-    """What became of a unit. Written after its shard: its existence means that the shard is complete."""
-
-    fingerprint: str
-    unit: int
-    source: int
-    rows: int
-    rows_out: int
-    documents: int
-    tokens: int
-    trained_tokens: int
-    rewritten: int
-    """Rows whose earlier turns the template rewrites, of which `data.on_rewrite` kept what can be learnt."""
-    proved: dict[str, int]
-    """How many documents each proof was made for."""
-    blake3: str
-    rejects: list[Reject]
 
 
 @dataclass(frozen=True)
@@ -89,10 +56,10 @@ _Part = tuple[Documents, NDArray[np.int64]]
 class _Tally:
     """What is counted while a unit is made."""
 
+    rejects: UnitRejects
     rows_out: int = 0
     rewritten: int = 0
     conversations: int = 0
-    rejects: list[Reject] = field(default_factory=list)
     index: list[pa.RecordBatch] = field(default_factory=list)
 
 
@@ -114,7 +81,8 @@ class DocumentMaker:
             making.learning,
             control_tokens(tokenizer),
         )
-        self._frame = PlainTextFrame(tokenizer)  # before the encoder, which tells the tokenizer to add nothing
+        # Before the encoder, which tells the tokenizer to add nothing.
+        self._frame = PlainTextFrame(tokenizer, making.learning.control_tokens)
         self._encoder = Encoder(tokenizer, making.engine)
         self._readers = [RowReader(source) for source in making.sources]
         self._vocab_size = vocabulary_size(tokenizer)
@@ -124,37 +92,39 @@ class DocumentMaker:
     def make_shard(self, unit: WorkUnit) -> UnitRecord:
         """Read, render, encode and write one unit; finished units are left as they are."""
         store = self._store
-        if (finished := read_record(self._mirror, unit.number, self._making.fingerprint)) and self._is_there(finished):
+        if (finished := read_record(self._mirror, unit, self._making.fingerprint)) and self._is_there(finished):
             return finished
-        tally, proofs = _Tally(), Proofs(self._template, self._encoder)
-        shard = store / shard_name(unit.number)
-        write_arrow(shard, self._schema, self._batches(unit, tally, proofs))
+        proofs, shard = Proofs(self._template, self._encoder), store / shard_name(unit.number)
+        with writing_rejects(store / unit_rejects(unit.number)) as rejects:
+            tally = _Tally(rejects)
+            write_arrow(shard, self._schema, self._batches(unit, tally, proofs))
         index = pa.Table.from_batches(tally.index, INDEX_SCHEMA).combine_chunks()
         write_arrow(store / index_name(unit.number), INDEX_SCHEMA, index.to_batches())
         record = UnitRecord(
             fingerprint=self._making.fingerprint,
-            unit=unit.number,
-            source=unit.source,
-            rows=unit.rows,
+            cut=unit,
             rows_out=tally.rows_out,
             documents=len(index),
             tokens=int(np.sum(index["length"].to_numpy(), dtype=np.int64)),
             trained_tokens=int(np.sum(index["trained"].to_numpy(), dtype=np.int64)),
             rewritten=tally.rewritten,
             proved=proofs.counts(tally.conversations),
+            rejected=rejects.counts["rejected"],
+            dropped=rejects.counts["dropped"],
             blake3=file_digest(shard),
-            rejects=tally.rejects,
         )
-        write_json(store / _record_name(unit.number), asdict(record))
-        self._mirror.push(shard_name(unit.number), index_name(unit.number), _record_name(unit.number))
+        write_json(store / record_name(unit.number), asdict(record))
+        self._mirror.push(*record.files, record_name(unit.number))
         if self._mirror.uri:
             shard.unlink()  # it is there, and may be one of very many
         return record
 
     def _is_there(self, record: UnitRecord) -> bool:
         """Whether the shard is what its record says; one in an object store is compared when it comes down."""
-        shard = self._store / shard_name(record.unit)
-        return bool(self._mirror.uri) or (shard.exists() and file_digest(shard) == record.blake3)
+        files = [self._store / name for name in record.files]
+        return bool(self._mirror.uri) or (
+            all(file.exists() for file in files) and file_digest(files[0]) == record.blake3
+        )
 
     def _batches(self, unit: WorkUnit, tally: _Tally, proofs: Proofs) -> Iterator[pa.RecordBatch]:
         """The unit's documents, some megabytes of text at a time."""
@@ -268,33 +238,3 @@ def _in_order(batches: list[pa.RecordBatch], order: NDArray[np.int64]) -> pa.Rec
 
 def _is_rewritten(item: Item) -> bool:
     return isinstance(item, RenderedChat) and item.rewritten
-
-
-def _record_name(unit: int) -> str:
-    return f"units/{unit:05d}.json"
-
-
-def index_name(unit: int) -> str:
-    """The index rows of a unit, below the store's folder."""
-    return f"units/{unit:05d}.arrow"
-
-
-def read_record(store: Mirror, unit: int, fingerprint: str) -> UnitRecord | None:
-    """The record of a finished unit, or None when it is not finished or belongs to another preparation."""
-    # Of an object store only what is there counts: a copy here may be of a store that was deleted since.
-    if not store.pull(_record_name(unit), again=True):
-        return None
-    try:
-        facts = json.loads((store.folder / _record_name(unit)).read_text(encoding="utf-8"))
-    except ValueError:
-        return None  # damaged: the unit is made again
-    if facts["fingerprint"] != fingerprint:
-        return None
-    return UnitRecord(**{**facts, "rejects": [Reject(**reject) for reject in facts["rejects"]]})
-
-
-def read_unit_index(store: Mirror, unit: int) -> pa.Table:
-    """The index rows of a finished unit."""
-    assert store.pull(index_name(unit), again=True), "the index is written before the record"
-    with pa.OSFile(str(store.folder / index_name(unit))) as file:
-        return pa.ipc.open_file(file).read_all()

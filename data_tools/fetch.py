@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from itertools import zip_longest
-from os.path import commonpath
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from data_tools.config import DataConfig, SourceConfig
@@ -13,6 +12,7 @@ from data_tools.errors import UserError
 from data_tools.files import content_digest, file_name, file_size, is_hub_id
 from data_tools.hub import LookUp, download, look_up, needed_files
 from data_tools.lock import Kind, Lock, Pin
+from data_tools.pinned import files_of_folder, from_common
 from data_tools.sources import all_files, dataset_splits, local_splits
 
 
@@ -48,7 +48,7 @@ def _source(config: SourceConfig, before: Lock | None, ask: LookUp) -> Pin:
     if is_hub_id(name):
         return _dataset(config, before, ask)
     files = all_files(local_splits(config))
-    return Pin("files", _portable(name), _describe(_from_common(files)), config=config.config, split=config.split)
+    return Pin("files", _portable(name), _describe(from_common(files)), config=config.config, split=config.split)
 
 
 def _dataset(config: SourceConfig, before: Lock | None, ask: LookUp) -> Pin:
@@ -68,10 +68,7 @@ def _repository(kind: Kind, name: str, revision: str | None, before: Lock | None
     if not is_hub_id(name):
         if not Path(name).is_dir():
             raise UserError(f"{kind}: there is no folder {name}, and it is not the id of a hub; check the path")
-        inside = [path.relative_to(name).as_posix() for path in Path(name).rglob("*") if path.is_file()]
-        return Pin(
-            "files", _portable(name), _describe({file: Path(name) / file for file in needed_files(kind, inside)})
-        )
+        return Pin("files", _portable(name), _describe(files_of_folder(kind, Path(name))))
     if before is not None:
         pin = before.find(kind, name, revision)
         commit, files = str(pin.commit), list(pin.files)
@@ -91,21 +88,12 @@ def _compare(before: Lock, now: Lock) -> None:
             raise UserError(
                 f"{before.path} pins {pinned} where the configuration asks for {asked}; delete the lock and fetch again"
             )
-        for file in sorted(old.files.keys() | new.files.keys()):
-            if old.files.get(file) != new.files.get(file):
-                cure = "delete it from the cache (HF_HOME)" if new.commit else "put it back, or delete the lock"
-                raise UserError(f"{file} of {new.asked} is not what {before.path} says; {cure} and fetch again")
+        before.compare(old, new.digests)
 
 
 def _portable(name: str) -> str:
     """Locks are the same on every machine: no absolute paths."""
     return file_name(name) if Path(name).is_absolute() else name
-
-
-def _from_common(files: list[str]) -> dict[str, str]:
-    """Files by their path from the folder that they have in common."""
-    common = commonpath([str(PurePosixPath(file).parent) for file in files])
-    return {PurePosixPath(file).relative_to(common).as_posix(): file for file in files}
 
 
 def _describe(files: Mapping[str, str | Path]) -> dict[str, dict[str, Any]]:

@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from data_tools.columns import function_file
 from data_tools.config import DataConfig, SourceConfig
 from data_tools.files import content_digest, file_name
+from data_tools.local_modules import local_modules
 from data_tools.sources import SourceFiles
 from data_tools.store import FORMAT_VERSION, file_digest
 from data_tools.tokenizer import tokenizer_digest
@@ -42,6 +42,15 @@ def token_settings(
     }
 
 
+def file_digests(sources: list[SourceFiles], settings: dict[str, Any]) -> dict[str, str]:
+    """BLAKE3 of every file of the sources that these settings are of."""
+    of_sources = zip(sources, settings["sources"], strict=True)
+    pairs = (
+        (name, facts) for source, made in of_sources for name, facts in zip(source.files, made["files"], strict=True)
+    )
+    return {name: facts["blake3"] for name, facts in pairs}
+
+
 def fingerprint_of(settings: dict[str, Any]) -> str:
     """sha256 of the settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -53,6 +62,11 @@ def _source(source: SourceFiles, config: SourceConfig) -> dict[str, Any]:
         "files": [{"name": file_name(file), "blake3": content_digest(file)} for file in source.files],
         "format": config.format,
         "columns": config.columns,
-        "function": config.function and [config.function, file_digest(function_file(config.function))],
+        "function": config.function,
+        "modules": _modules(config.function),
         "roles": config.roles,
     }
+
+
+def _modules(function: str | None) -> dict[str, str]:
+    return {name: file_digest(file) for name, file in local_modules(function).items()} if function else {}

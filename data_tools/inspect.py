@@ -1,13 +1,9 @@
 """Token store → what people look at: totals of each source, lengths, reasons of rejects, documents with their mask."""
 
 import difflib
-import json
-import re
 import unicodedata
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +11,9 @@ from numpy.typing import NDArray
 
 from data_tools.decode import Piece, TokenDecoder
 from data_tools.errors import UserError
+from data_tools.rejects import REJECTS, RejectReason, reject_reasons
 from data_tools.store import TokenStore
 
-_EXAMPLES = 3
 _COUNTED = ("rows_in", "rows_out", "rejected", "dropped", "tokens", "trained_tokens")
 
 
@@ -100,17 +96,6 @@ class ShownDocument:
 
 
 @dataclass(frozen=True)
-class RejectReason:
-    """Rows that were refused for the same reason, numbers in it aside."""
-
-    reason: str
-    kind: str
-    count: int
-    examples: list[dict[str, Any]]
-    """The first lines of rejects.jsonl that say so."""
-
-
-@dataclass(frozen=True)
 class Inspection:
     """Everything that is shown of a store, or of one of its sources."""
 
@@ -172,7 +157,7 @@ def inspect_store(store: TokenStore, source: str | None, count: int) -> Inspecti
         sources=sources,
         totals=_together(sources),
         lengths=store.index["length"][chosen] if source is not None else store.index["length"],
-        rejects=_reject_reasons(store.folder / "rejects.jsonl"),
+        rejects=reject_reasons(store.file(REJECTS)),
         documents=_documents(store, [int(chosen[place]) for place in spread(len(chosen), count)]),
     )
 
@@ -228,24 +213,6 @@ def length_bins(lengths: NDArray[np.int32]) -> list[LengthBin]:
     return [
         LengthBin(2**power // 2 + 1, 2**power, int(counts[power]), float(shares[power]))
         for power in range(int(powers.min()), len(counts))
-    ]
-
-
-def _reject_reasons(path: Path) -> list[RejectReason]:
-    """Read line by line: there may be millions."""
-    counts: Counter[tuple[str, str]] = Counter()
-    examples: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    with open(path, encoding="utf-8") as lines:
-        for line in lines:
-            reject = json.loads(line)
-            key = (reject["kind"], re.sub(r"\d+", "…", reject["reason"]))
-            counts[key] += 1
-            seen = examples.setdefault(key, [])
-            if len(seen) < _EXAMPLES:
-                seen.append(reject)
-    return [
-        RejectReason(examples[key][0]["reason"] if count == 1 else key[1], key[0], count, examples[key])
-        for key, count in counts.most_common()
     ]
 
 

@@ -4,8 +4,9 @@
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from data_tools.errors import UserError
@@ -41,6 +42,11 @@ class Pin:
         """The input as people name it."""
         details = [f"{key} {value}" for key in ("config", "split") if (value := getattr(self, key))]
         return " ".join([self.kind, self.id, *details]) + (f" at {self.revision}" if self.revision else "")
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The content of each file."""
+        return {file: facts["blake3"] for file, facts in self.files.items()}
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,41 @@ class Lock:
             same = (pin.kind, pin.id, pin.config, pin.split) == (kind, name, config, split)
             if same and revision in (pin.revision, pin.commit):
                 return pin
-        pinned = "; ".join(pin.asked for pin in self.pins if pin.kind == kind) or f"no {kind}"
-        raise UserError(
+        raise self._not_pinned(wanted)
+
+    def find_local(
+        self, name: str, digests: Mapping[str, str], config: str | None = None, split: str | None = None
+    ) -> Pin:
+        """The pin of local files; of several that are called so, the one that has these digests.
+
+        Raises:
+            UserError: none is called so.
+        """
+        wanted = Pin("files", name, {}, None, None, config, split)
+        called = (PurePosixPath(name).name, config, split)  # the same input may be given by another path
+        pins = [
+            pin
+            for pin in self.pins
+            if pin.kind == "files" and (PurePosixPath(pin.id).name, pin.config, pin.split) == called
+        ]
+        if not pins:
+            raise self._not_pinned(wanted)
+        return next((pin for pin in pins if pin.digests == digests), pins[0])
+
+    def _not_pinned(self, wanted: Pin) -> UserError:
+        pinned = "; ".join(pin.asked for pin in self.pins if pin.kind == wanted.kind) or f"no {wanted.kind}"
+        return UserError(
             f"{self.path} pins {pinned}, but the configuration asks for {wanted.asked}; "
             f"delete the lock and run `shardtune fetch CONFIG` again"
         )
+
+    def compare(self, pin: Pin, digests: Mapping[str, str]) -> None:
+        """Compare the files of an input with its pin.
+
+        Raises:
+            UserError: one is missing, is another one, or was not there.
+        """
+        for file in sorted(pin.digests.keys() | digests.keys()):
+            if pin.digests.get(file) != digests.get(file):
+                cure = "delete it from the cache (HF_HOME)" if pin.commit else "put it back, or delete the lock"
+                raise UserError(f"{file} of {pin.asked} is not what {self.path} says; {cure} and fetch again")

@@ -1,20 +1,17 @@
 """The end of a preparation: accounts of all rows, the index, and the manifest, which comes last."""
 
-import json
 import shutil
-from collections import Counter
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from data_tools.config import SourceConfig
-from data_tools.documents import UnitRecord, read_unit_index
 from data_tools.errors import UserError
 from data_tools.mirror import Mirror
 from data_tools.proofs import proof_report
+from data_tools.records import UnitRecord, read_unit_index
+from data_tools.rejects import gather_rejects, reject_reasons, top_reasons
 from data_tools.sources import SourceFiles
 from data_tools.store import (
     FORMAT_VERSION,
@@ -24,31 +21,29 @@ from data_tools.store import (
     shard_name,
     write_arrow,
     write_json,
-    write_text,
 )
 from data_tools.tokenizer import vocabulary_size
 
-REJECTS = "rejects.jsonl"
 
-
-def check_rejects(records: list[UnitRecord], rejected: int, rows: int, allowed: float, store: Path) -> None:
+def check_rejects(store: Mirror, records: list[UnitRecord], rows: int, allowed: float) -> None:
     """Stop as soon as more rows are rejected than the whole input may have.
 
     Args:
+        store: where `rejects.jsonl` is written then.
         records: of the units that are finished.
-        rejected: their rejected rows.
         rows: of the whole input.
         allowed: `data.max_reject_fraction`.
-        store: where the rejects are written.
 
     Raises:
         UserError: with the most frequent reasons.
     """
+    rejected = sum(record.rejected for record in records)
     if rejected > allowed * rows:
-        _write_rejects(store / REJECTS, records)
+        path = gather_rejects(store, _with_rejects(records))
+        reasons = [reason for reason in reject_reasons(path) if reason.kind == "rejected"]
         raise UserError(
             f"{rejected:,} of {rows:,} rows are rejected, more than data.max_reject_fraction={allowed:g} allows: "
-            f"{_top_reasons(records)}; all of them: {store / REJECTS}"
+            f"{top_reasons(reasons)}; all that were found until then: {path}"
         )
 
 
@@ -74,9 +69,9 @@ def write_store(
         UserError: no row became a document.
     """
     folder = store.folder
-    _write_rejects(folder / REJECTS, records)
+    rejects = gather_rejects(store, _with_rejects(records))
     if not any(record.documents for record in records):
-        raise UserError(f"no row became a document; {_top_reasons(records)}; all of them: {folder / REJECTS}")
+        raise UserError(f"no row became a document; {top_reasons(reject_reasons(rejects))}; all of them: {rejects}")
     index = pa.concat_tables(read_unit_index(store, record.unit) for record in records).combine_chunks()
     write_arrow(folder / "index.arrow", INDEX_SCHEMA, index.to_batches())
     of_source = [[record for record in records if record.source == number] for number in range(len(sources))]
@@ -91,28 +86,35 @@ def write_store(
         ],
         "totals": _totals(records),
         "index": file_digest(folder / "index.arrow"),
+        "tokenizer": {path.name: file_digest(path) for path in sorted((folder / "tokenizer").iterdir())},
         "proofs": proof_report([record.proved for record in records], sum(record.documents for record in records)),
         "shards": [
             {"file": shard_name(record.unit), "documents": record.documents, "blake3": record.blake3}
             for record in records
         ],
     }
-    for leftover in (folder / "shards").glob(".*.tmp"):  # of actors that were killed
-        leftover.unlink()
+    _keep_only(store, [shard["file"] for shard in manifest["shards"]])
     write_json(folder / MANIFEST, manifest)
-    store.push("index.arrow", REJECTS, MANIFEST)
+    store.push("index.arrow", MANIFEST)
     store.remove("units")
     shutil.rmtree(folder / "units")
     shutil.rmtree(folder / "workers", ignore_errors=True)
 
 
+def _keep_only(store: Mirror, shards: list[str]) -> None:
+    """Delete what else is in `shards/`: of actors that were killed, or of files that were cut into more units."""
+    for path in (store.folder / "shards").iterdir():
+        if f"shards/{path.name}" not in shards:
+            path.unlink()
+    store.remove("shards", keep=shards)
+
+
 def _totals(records: list[UnitRecord]) -> dict[str, Any]:
-    rejects = [reject for record in records for reject in record.rejects]
     totals = {
         "rows_in": sum(record.rows for record in records),
         "rows_out": sum(record.rows_out for record in records),
-        "rejected": sum(reject.kind == "rejected" for reject in rejects),
-        "dropped": sum(reject.kind == "dropped" for reject in rejects),
+        "rejected": sum(record.rejected for record in records),
+        "dropped": sum(record.dropped for record in records),
         "rewritten": sum(record.rewritten for record in records),
         "documents": sum(record.documents for record in records),
         "tokens": sum(record.tokens for record in records),
@@ -122,13 +124,5 @@ def _totals(records: list[UnitRecord]) -> dict[str, Any]:
     return totals
 
 
-def _write_rejects(path: Path, records: list[UnitRecord]) -> None:
-    lines = "".join(
-        json.dumps(asdict(reject), ensure_ascii=False) + "\n" for record in records for reject in record.rejects
-    )
-    write_text(path, lines)
-
-
-def _top_reasons(records: list[UnitRecord]) -> str:
-    reasons = Counter(reject.reason for record in records for reject in record.rejects)
-    return "; ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common(3))
+def _with_rejects(records: list[UnitRecord]) -> list[int]:
+    return sorted(record.unit for record in records if record.rejected or record.dropped)

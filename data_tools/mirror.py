@@ -6,11 +6,11 @@ Files go up when they are whole, the manifest last; they come down when they are
 no `.remote`, and then nothing here does anything.
 """
 
+import fcntl
 import hashlib
 import os
-import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,13 @@ import pyarrow as pa
 
 from data_tools.errors import UserError
 from data_tools.files import is_remote, open_file_system, writing
-from data_tools.store import MANIFEST, TokenStore
+from data_tools.store import MANIFEST, TokenStore, atomically, write_text
 
 REMOTE = ".remote"
+LOCK = ".opening"
+"""Held by the one process that brings the copy up to date."""
+_COPIED = ("shards/[!.]*", "tokenizer/[!.]*", "index.arrow", "rejects.jsonl")
+"""What a copy has of a store, beside its manifest."""
 
 
 def local_folder(location: str) -> Path:
@@ -33,7 +37,7 @@ def local_folder(location: str) -> Path:
     folder = cache / "stores" / hashlib.sha256(location.encode()).hexdigest()[:16]
     if not (folder / REMOTE).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / REMOTE).write_text(location.rstrip("/"), encoding="utf-8")
+        write_text(folder / REMOTE, location.rstrip("/"))
     return folder
 
 
@@ -46,7 +50,7 @@ def worker_folder(location: str) -> Path:
     if is_remote(location):
         folder = folder / "workers" / f"{socket.gethostname()}-{os.getpid()}"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / REMOTE).write_text(location.rstrip("/"), encoding="utf-8")
+        write_text(folder / REMOTE, location.rstrip("/"))
     return folder
 
 
@@ -54,19 +58,15 @@ def open_store(location: Path | str) -> TokenStore:
     """Open a finished store; of one in an object store, shards come down when they are first read.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or its tokenizer is not the one that it was made with.
     """
-    folder = local_folder(str(location))
-    mirror = Mirror(folder)
-    if mirror.uri:
-        manifest = folder / MANIFEST
-        before = manifest.read_bytes() if manifest.exists() else None
-        if mirror.pull(MANIFEST, again=True) and before not in (None, manifest.read_bytes()):
-            for name in ("shards", "tokenizer"):  # of the store that was there before
-                shutil.rmtree(folder / name, ignore_errors=True)
-            (folder / "index.arrow").unlink(missing_ok=True)
+    mirror = Mirror(local_folder(str(location)))
+    with mirror.locked():
+        mirror.refresh()
         mirror.pull_folder("tokenizer")
-    return TokenStore(folder, mirror.pull)
+        store = TokenStore(mirror.folder, mirror.pull)
+    store.check_tokenizer()
+    return store
 
 
 @contextmanager
@@ -96,6 +96,38 @@ class Mirror:
         if self.uri:
             self._system, self._root = open_file_system(self.uri)
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Of the processes that share the copy, on this machine or by a shared folder, one at a time."""
+        if not self.uri:
+            yield
+            return
+        with writing(f"{self.uri} (its copy in {self.folder})"):
+            lock = open(self.folder / LOCK, "w")  # noqa: SIM115 -- what happens inside says itself what went wrong
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        with lock:
+            yield
+
+    def refresh(self) -> bool:
+        """Make the copy one of the store that is there now; whether that is finished.
+
+        Files of a store that was there before are deleted first and the manifest comes last, so that who is killed here
+        leaves no manifest beside files of another store. To be called when `locked`.
+        """
+        manifest = self.folder / MANIFEST
+        if self.uri:
+            before = manifest.read_bytes() if manifest.exists() else None
+            now = self._read(MANIFEST)
+            if now is None or now != before:
+                manifest.unlink(missing_ok=True)
+            if now is not None and now != before:
+                for pattern in _COPIED:
+                    for path in self.folder.glob(pattern):
+                        path.unlink()
+                with atomically(manifest) as temporary:
+                    temporary.write_bytes(now)
+        return manifest.exists()
+
     def push(self, *names: str) -> None:
         """Copy files of the folder up, one after the other.
 
@@ -116,10 +148,18 @@ class Mirror:
                     path.unlink(missing_ok=True)
                     return False
                 path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-                self._system.get_file(f"{self._root}/{name}", str(temporary))
-                os.replace(temporary, path)
+                with atomically(path) as temporary:
+                    self._system.get_file(f"{self._root}/{name}", str(temporary))
         return path.exists()
+
+    def _read(self, name: str) -> bytes | None:
+        """A file there; None: there is none."""
+        with writing(f"{self.uri}/{name}"):
+            self._system.invalidate_cache()
+            if not self._system.exists(f"{self._root}/{name}"):
+                return None
+            found: bytes = self._system.cat_file(f"{self._root}/{name}")
+            return found
 
     def push_folder(self, name: str) -> None:
         """Copy all files of a folder up."""
@@ -132,9 +172,10 @@ class Mirror:
             for path in self._list(name):
                 self.pull(f"{name}/{path.rpartition('/')[2]}")
 
-    def remove(self, name: str) -> None:
-        """Delete a folder there."""
-        if self.uri and (files := self._list(name)):
+    def remove(self, name: str, keep: Collection[str] = ()) -> None:
+        """Delete the files of a folder there, but for some."""
+        kept = {f"{self._root}/{file}" for file in keep}
+        if self.uri and (files := [file for file in self._list(name) if file not in kept]):
             with writing(f"{self.uri}/{name}"):
                 self._system.rm(files)
 

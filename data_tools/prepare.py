@@ -3,10 +3,8 @@
 Killed at any moment, it goes on where it was: finished units are skipped, and the manifest comes last.
 """
 
-import fcntl
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,18 +17,22 @@ from data_tools.backends import choose_encoder, plain_backend
 from data_tools.changes import check_contents
 from data_tools.chat import ChatTemplate, Learning
 from data_tools.chat_text import RenderedChat
+from data_tools.claim import claim, locked
 from data_tools.config import DataConfig, SourceConfig, TokenizerTraining
-from data_tools.documents import DocumentMaker, Making, UnitRecord, read_record
+from data_tools.documents import DocumentMaker, Making
 from data_tools.errors import RowError, UserError
 from data_tools.files import is_hub_id
-from data_tools.fingerprint import fingerprint_of, token_settings
+from data_tools.fingerprint import file_digests, fingerprint_of, token_settings
 from data_tools.formats import Conversation, PlainText, RowReader, Sample, with_format
 from data_tools.hub import tokenizer_folder
 from data_tools.lock import Lock
-from data_tools.manifest import REJECTS, check_rejects, write_store
-from data_tools.mirror import REMOTE, Mirror, local_folder, open_store
+from data_tools.manifest import check_rejects, write_store
+from data_tools.mirror import Mirror, open_store
+from data_tools.pinned import check_sources, check_tokenizer
 from data_tools.proofs import sampled_every
 from data_tools.readers import WorkUnit, read_rows
+from data_tools.records import UnitRecord, read_record
+from data_tools.rejects import REJECTS
 from data_tools.samples import write_python_docs
 from data_tools.sources import SourceFiles, resolve_sources
 from data_tools.store import MANIFEST, TokenStore, write_json
@@ -44,7 +46,6 @@ from data_tools.tokenizer import (
 )
 from data_tools.units import work_units
 
-LOCK = ".lock"
 IN_PROCESS_ROWS = 50_000
 """Below this many rows, one process is done about as soon as actors are."""
 
@@ -85,16 +86,20 @@ def prepare(
 
     Raises:
         UserError: an input is missing or empty, too many rows are rejected, no row became a document, a proof of the
-            masks failed, or the store belongs to other settings.
+            masks failed, the lock pins other inputs, or the store belongs to other settings.
     """
-    _claim(store)
-    with _locked(store):
+    claim(store)
+    with locked(store):
         lock = Lock.read(lock_file) if lock_file else None
         given = _read_input(config, store, lock)
         tokenizer = _tokenizer(config, given, lock)
         settings = token_settings(config, given.sources, given.configs, tokenizer)
+        if lock:
+            check_sources(lock, config.sources, given.sources, file_digests(given.sources, settings))
         mirror = Mirror(store)
-        if mirror.pull(MANIFEST, again=True):
+        with mirror.locked():
+            finished = mirror.refresh()
+        if finished:
             return _reopen(mirror, config, given.sources, settings)
         kept = _tidy_up(mirror, given.units, fingerprint_of(settings))
         engine = _choose_engine(mirror, tokenizer, config, given)
@@ -108,33 +113,10 @@ def prepare(
             sampled_every=sampled_every(sum(unit.rows for unit in given.units)),
         )
         on_start(kept)
-        records = _make_shards(config, making, given.units, on_unit)
+        records = _make_shards(mirror, config, making, given.units, on_unit)
         facts = {"asked": config.asked(), "settings": settings, "encoder": engine}
         write_store(mirror, given.sources, given.configs, records, tokenizer, facts)
         return open_store(store)
-
-
-def _claim(store: Path) -> None:
-    """Make the folder; what is there already must be a store, finished or not: leftovers in it will be deleted."""
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-        if not {LOCK, REMOTE, MANIFEST} & (found := {path.name for path in store.iterdir()}) and found:
-            raise UserError(f"data.store: {store} is not empty and no token store; choose a new folder")
-    except OSError as error:
-        raise UserError(f"data.store: cannot use {store}: {error.strerror}; choose another folder") from None
-
-
-@contextmanager
-def _locked(store: Path) -> Iterator[None]:
-    """One preparation of a store at a time."""
-    with open(store / LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{store} is being prepared by another process; wait for it, or choose another store"
-            ) from None
-        yield
 
 
 def _read_input(config: DataConfig, store: Path, lock: Lock | None) -> _Input:
@@ -172,6 +154,8 @@ def _tokenizer(config: DataConfig, given: _Input, lock: Lock | None) -> PreTrain
         tokenizer.chat_template = choose_template(str(tokenizer.chat_template), config.chat_template, "the tokenizer")
         return tokenizer
     name = config.tokenizer
+    if lock:
+        check_tokenizer(lock, name, config.tokenizer_revision)
     if is_hub_id(name):
         name = tokenizer_folder(name, config.tokenizer_revision, lock)
     return load_tokenizer(name, config.chat_template)
@@ -210,7 +194,7 @@ def _reopen(mirror: Mirror, config: DataConfig, sources: list[SourceFiles], sett
     if totals["rejected"] > allowed * totals["rows_in"]:
         raise UserError(
             f"the token store {store} was made with {totals['rejected']:,} of {totals['rows_in']:,} rows rejected, "
-            f"more than data.max_reject_fraction={allowed:g} allows; the reasons are in {store / REJECTS}"
+            f"more than data.max_reject_fraction={allowed:g} allows; the reasons are in {finished.file(REJECTS)}"
         )
     finished.verify()
     made = finished.manifest["sources"]
@@ -227,7 +211,7 @@ def _reopen(mirror: Mirror, config: DataConfig, sources: list[SourceFiles], sett
 
 def _tidy_up(mirror: Mirror, units: list[WorkUnit], fingerprint: str) -> set[int]:
     """Clear away what other settings left unfinished; the units that these settings have finished."""
-    finished = {unit.number for unit in units if read_record(mirror, unit.number, fingerprint)}
+    finished = {unit.number for unit in units if read_record(mirror, unit, fingerprint)}
     for folder in (mirror.folder / "shards", mirror.folder / "units"):
         if not finished:
             shutil.rmtree(folder, ignore_errors=True)
@@ -275,18 +259,19 @@ def _first_texts(tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: 
     return [chat.text.decode() for chat in chats]
 
 
-def _make_shards(config: DataConfig, making: Making, units: list[WorkUnit], on_unit: OnUnit) -> list[UnitRecord]:
+def _make_shards(
+    mirror: Mirror, config: DataConfig, making: Making, units: list[WorkUnit], on_unit: OnUnit
+) -> list[UnitRecord]:
     """Every unit's record, in the order of the units."""
     rows = sum(unit.rows for unit in units)
     actors = config.actors
     if actors == "auto":
         actors = 0 if rows < IN_PROCESS_ROWS else len(units)
-    records, rejected = [], 0
+    records: list[UnitRecord] = []
     for record in make_on_actors(making, units, actors) if actors else _in_process(making, units):
         on_unit(record, rows)
         records.append(record)
-        rejected += sum(reject.kind == "rejected" for reject in record.rejects)
-        check_rejects(records, rejected, rows, config.max_reject_fraction, local_folder(making.store))
+        check_rejects(mirror, records, rows, config.max_reject_fraction)
     return sorted(records, key=lambda record: record.unit)
 
 

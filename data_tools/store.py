@@ -22,18 +22,18 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from blake3 import blake3
 from numpy.typing import NDArray
 
 from data_tools.errors import UserError
+from data_tools.shards import Shard, running_totals
+from data_tools.shards import StoredDocument as StoredDocument
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST = "manifest.json"
 
 INDEX_SCHEMA = pa.schema(
@@ -136,17 +136,6 @@ Fetch = Callable[[str], bool]
 """Sees to it that a file of the store is in its folder; whether it is."""
 
 
-class StoredDocument(NamedTuple):
-    """One document, as views of the mapped file."""
-
-    input_ids: NDArray[Any]
-    """[tokens] uint16 or int32"""
-    mask_runs: NDArray[np.int32]
-    """Alternating untrained and trained run lengths."""
-    weights: NDArray[np.float32] | None
-    """One per trained run; None: all are 1."""
-
-
 class TokenStore:
     """A finished token store, memory-mapped.
 
@@ -158,8 +147,8 @@ class TokenStore:
         self.folder = folder
         self._fetch = fetch
         self.manifest = _read_manifest(folder)
-        self._first_documents = _running_totals(shard["documents"] for shard in self.manifest["shards"])
-        self._shards: dict[int, _Shard] = {}
+        self._first_documents = running_totals(shard["documents"] for shard in self.manifest["shards"])
+        self._shards: dict[int, Shard] = {}
 
     def __len__(self) -> int:
         return int(self._first_documents[-1])
@@ -175,10 +164,33 @@ class TokenStore:
         return int(self.manifest["vocab_size"])
 
     @cached_property
+    def digests(self) -> dict[str, str]:
+        """BLAKE3 of index, tokenizer and shards, by the name of the file."""
+        tokenizer = {f"tokenizer/{name}": digest for name, digest in self.manifest["tokenizer"].items()}
+        shards = {shard["file"]: shard["blake3"] for shard in self.manifest["shards"]}
+        return {"index.arrow": self.manifest["index"], **tokenizer, **shards}
+
+    def file(self, name: str) -> Path:
+        """One of the store's files; of a store in an object store, it comes down first, and is compared then.
+
+        Raises:
+            UserError: it is missing, or came down as another one.
+        """
+        path = self.folder / name
+        if not path.exists():
+            self._fetch(name)
+            try:
+                if name in self.digests:
+                    self.check(name)
+            except UserError:
+                path.unlink(missing_ok=True)
+                raise
+        return path
+
+    @cached_property
     def index(self) -> dict[str, NDArray[Any]]:
         """`length`, `trained`, `weight`, `source`, `digest` of every document, in store order, without copying."""
-        self._fetch("index.arrow")
-        batch = read_arrow(self.folder / "index.arrow")
+        batch = read_arrow(self.file("index.arrow"))
         return {name: batch.column(name).to_numpy() for name in batch.schema.names}
 
     def document(self, number: int) -> StoredDocument:
@@ -188,9 +200,7 @@ class TokenStore:
         shard = bisect_right(self._first_documents, number) - 1
         opened = self._shards.get(shard)
         if opened is None:
-            name = self.manifest["shards"][shard]["file"]
-            self._fetch(name)
-            opened = self._shards[shard] = _Shard(self.folder / name)
+            opened = self._shards[shard] = Shard(self.file(self.manifest["shards"][shard]["file"]))
         return opened.document(number - self._first_documents[shard])
 
     def place(self, number: int) -> tuple[int, int]:
@@ -200,67 +210,35 @@ class TokenStore:
         return self._shards[shard].place(number - self._first_documents[shard])
 
     def verify(self) -> None:
-        """Compare the index and every shard with the checksums in the manifest.
+        """Compare index, tokenizer and every shard with the checksums in the manifest.
 
         Raises:
             UserError: one is missing or was changed.
         """
-        shards = {shard["file"]: shard["blake3"] for shard in self.manifest["shards"]}
-        for name, digest in {"index.arrow": self.manifest["index"], **shards}.items():
-            path = self.folder / name
-            self._fetch(name)
-            if not path.exists() or file_digest(path) != digest:
-                raise UserError(f"{path} is not what was written; delete {self.folder} and run `shardtune prepare`")
+        self.check_tokenizer()
+        for name in self.digests:
+            self.check(name)
 
+    def check_tokenizer(self) -> None:
+        """Compare the tokenizer with the checksums; another file beside it could change it.
 
-class _Shard:
-    """A mapped shard of one or more record batches."""
+        Raises:
+            UserError: it is not what was written.
+        """
+        names = {f"tokenizer/{path.name}" for path in self.folder.glob("tokenizer/[!.]*")}
+        for name in sorted(names | {name for name in self.digests if name.startswith("tokenizer/")}):
+            self.check(name)
 
-    def __init__(self, path: Path) -> None:
-        file = pa.ipc.open_file(pa.memory_map(str(path)))
-        self._batches = [file.get_batch(number) for number in range(file.num_record_batches)]
-        self._first_rows = _running_totals([batch.num_rows for batch in self._batches])
-        self._columns: dict[int, _Columns] = {}
+    def check(self, name: str) -> None:
+        """Compare one file with its checksum.
 
-    def document(self, row: int) -> StoredDocument:
-        number = bisect_right(self._first_rows, row) - 1
-        columns = self._columns.get(number)
-        if columns is None:
-            columns = self._columns[number] = _Columns(self._batches[number])
-        return columns.document(row - self._first_rows[number])
-
-    def place(self, row: int) -> tuple[int, int]:
-        number = bisect_right(self._first_rows, row) - 1
-        batch, row = self._batches[number], row - self._first_rows[number]
-        return batch.column("source")[row].as_py(), batch.column("row")[row].as_py()
-
-
-class _Columns:
-    """The lists of a record batch: a document is two or three slices. Offsets are read one by one, as plain numbers."""
-
-    def __init__(self, batch: pa.RecordBatch) -> None:
-        self.ids, self._ids_at = _list_column(batch, "input_ids")
-        self.runs, self._runs_at = _list_column(batch, "mask_runs")
-        self.weights, self._weights_at = _list_column(batch, "weights")
-
-    def document(self, row: int) -> StoredDocument:
-        ids_at, runs_at, weights_at = self._ids_at, self._runs_at, self._weights_at
-        start, end = weights_at[row], weights_at[row + 1]
-        return StoredDocument(
-            self.ids[ids_at[row] : ids_at[row + 1]],
-            self.runs[runs_at[row] : runs_at[row + 1]],
-            self.weights[start:end] if end > start else None,
-        )
-
-
-def _list_column(batch: pa.RecordBatch, name: str) -> tuple[NDArray[Any], memoryview]:
-    column: pa.ListArray = batch.column(name)
-    return column.values.to_numpy(), memoryview(column.offsets.to_numpy())
-
-
-def _running_totals(counts: Iterable[int]) -> list[int]:
-    """Where each part starts, and the end of the last."""
-    return [0, *accumulate(counts)]
+        Raises:
+            UserError: it is missing or was changed.
+        """
+        path = self.folder / name
+        self._fetch(name)
+        if not path.exists() or name not in self.digests or file_digest(path) != self.digests[name]:
+            raise UserError(f"{path} is not what was written; delete {self.folder} and run `shardtune prepare`")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from data_tools.chat_text import RenderedChat
 from data_tools.errors import RowError, UserError
 from data_tools.formats import PlainText
+from data_tools.literals import ControlTokens, without_marks
 from data_tools.template import compile_template
 
 CHATML = """\
@@ -118,36 +119,47 @@ class PlainTextFrame:
 
     Args:
         tokenizer: as it was loaded: an `Encoder` tells its tokenizer to add nothing.
-        control_tokens: what is asked for control tokens in texts; they can only be kept.
+        handling: of control tokens in texts, `data.control_tokens`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, control_tokens: str = "keep") -> None:
-        self._control_tokens = control_tokens
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, handling: str = "keep") -> None:
         begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         self._start = tokenizer.bos_token if begins and tokenizer.bos_token else ""
         self._end = tokenizer.eos_token or ""
+        self._escapes = handling == "escape"
+        known = control_tokens(tokenizer)
+        self._control = ControlTokens(known) if known and handling != "keep" else None
 
     def render(self, plain: PlainText, everything: bool) -> RenderedChat:
         """The text of a document; the completion and the end are learnt, the prompt where `everything` is.
 
         Raises:
-            RowError: the text is no Unicode.
-            UserError: its control tokens are not to be kept.
+            RowError: the text is no Unicode, or has a control token that is not to be there.
         """
-        if self._control_tokens != "keep":
-            raise UserError(
-                f"data.control_tokens={self._control_tokens} is for messages, but a source has plain text (`text`, or "
-                f"`prompt` and `completion` as texts); set it to keep, or prepare plain text into another store"
-            )
-        start = "" if (plain.prompt or plain.completion).startswith(self._start) else self._start
-        end = "" if plain.completion.endswith(self._end) else self._end
+        prompt, completion = self._guarded(plain)
+        start = "" if (prompt or completion).startswith(self._start) else self._start
+        end = "" if completion.endswith(self._end) else self._end
+        text, before = start + prompt + completion + end, len(start + prompt)
+        literals: list[tuple[int, int]] = []
+        if self._escapes:
+            text, [(_, before)], literals = without_marks(text, [(0, before)])
         try:
-            before = (start + plain.prompt).encode()
-            text = before + (plain.completion + end).encode()
+            borders = [len(text[:place].encode()) for literal in literals for place in literal]
+            learnt = (0 if everything else len(text[:before].encode()), len(encoded := text.encode()))
         except UnicodeEncodeError:
             raise RowError("the text has half of a surrogate pair, which is no Unicode text") from None
-        learnt = (0 if everything else len(before), len(text))
-        return RenderedChat(text, [learnt] if plain.prompt or plain.completion else [])
+        spans = [learnt] if prompt or completion else []
+        return RenderedChat(encoded, spans, literals=tuple(zip(borders[::2], borders[1::2], strict=True)))
+
+    def _guarded(self, plain: PlainText) -> tuple[str, str]:
+        """Refuse control tokens in the texts, or mark them so that they stay text."""
+        texts = plain.prompt, plain.completion
+        if self._control is None:
+            return texts
+        if self._escapes:
+            return self._control.marked(texts[0]), self._control.marked(texts[1])
+        self._control.refuse(texts)
+        return texts
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

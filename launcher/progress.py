@@ -10,8 +10,8 @@ from datetime import timedelta
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from data_tools.documents import UnitRecord
 from data_tools.prepare import OnStart, OnUnit
+from data_tools.records import UnitRecord
 
 _SECONDS_BETWEEN_LINES = 30
 _WINDOW = 60

@@ -104,12 +104,13 @@ def inspect_stage(folder: Path, console: Console, source: str | None, count: int
     return {**found.as_json(), **({"html": str(html)} if html else {})}
 
 
-def plan_stage(config: RunConfig, console: Console, ranks: int) -> dict[str, Any]:
-    """Token store → pack plan."""
+def plan_stage(config: RunConfig, console: Console, ranks: int, everything: bool = True) -> dict[str, Any]:
+    """Token store → pack plan; `everything`: read the whole store, not only shards that were changed since."""
     from data_tools.changes import check_asked
     from data_tools.lengths import length_report
     from data_tools.mirror import open_store
     from data_tools.plan import PlanSettings, make_plan
+    from data_tools.verified import VERIFIED, verify_store
     from launcher.plan_report import plan_facts, show_lengths, show_plan
     from sft.schedule import micro_batches_per_step
 
@@ -117,7 +118,7 @@ def plan_stage(config: RunConfig, console: Console, ranks: int) -> dict[str, Any
     check_same_run(config)
     store = open_store(config.store)
     check_asked(store.folder, store.manifest["asked"], config.data.asked())
-    store.verify()
+    verify_store(store, config.folder / "plan" / VERIFIED, everything)
     show_lengths(length_report(store.index["length"], config.data.max_length), config.data.max_length, console)
     settings = PlanSettings.of(
         config.data, config.train.packs_per_step, config.train.seed, _attention_cost(config, store)

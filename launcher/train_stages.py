@@ -14,7 +14,7 @@ from sft.record import STATUS
 def train_stage(config: RunConfig, console: Console, ranks: int, resuming: bool) -> dict[str, Any]:
     """Token store → checkpoints and metrics; plans first, which takes no time."""
     check_may_start(config, resuming)
-    plan_stage(config, console, ranks)
+    plan_stage(config, console, ranks, everything=False)
     return train_planned(config, console, ranks, resuming)
 
 

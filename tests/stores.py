@@ -51,6 +51,7 @@ def write_store(folder: Path, documents: list[StoredDocument], sources: list[int
         "format_version": FORMAT_VERSION,
         "fingerprint": "by hand",
         "vocab_size": 60_000,
+        "tokenizer": {},
         "index": file_digest(folder / "index.arrow"),
         "sources": [{"name": f"source-{n}", "configured": position} for n, position in enumerate(configured)],
         "shards": [{"file": shard_name(0), "documents": len(documents), "blake3": file_digest(folder / shard_name(0))}],

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools.changes import check_asked, check_contents
@@ -94,6 +94,7 @@ def test_every_change_of_what_is_asked_for_is_named(now: dict[str, Any], changes
 VALUES = st.none() | st.integers(0, 2) | st.sampled_from(["a", "b"])
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from("pqr"), VALUES), st.dictionaries(st.sampled_from("pqr"), VALUES))
 def test_settings_that_differ_are_never_passed_over(before: dict[str, Any], now: dict[str, Any]) -> None:
     differing = {key for key in {*before, *now} if before.get(key) != now.get(key)}

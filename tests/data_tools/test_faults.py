@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from data_tools.config import DataConfig
-from data_tools.documents import UnitRecord
 from data_tools.prepare import prepare
+from data_tools.records import UnitRecord
 from data_tools.store import TokenStore
 from tests.conftest import chats, write_jsonl
 from tests.data_tools.test_prepare import content
@@ -71,6 +72,35 @@ def _descends_from_here(pid: int) -> bool:
         except (FileNotFoundError, ProcessLookupError):
             return False
     return False
+
+
+SLEEPING = """
+import pathlib, sys, time
+
+def rows(row):
+    if row["first"] and "default_worker" in sys.argv[0] and not pathlib.Path("slept").exists():
+        pathlib.Path("slept").touch()
+        time.sleep(60)
+    return row
+"""
+
+
+@pytest.mark.slow
+def test_a_unit_that_another_actor_finishes_first_is_stopped_without_a_word(store: TokenStore, tmp_path: Path) -> None:
+    """The first unit sleeps on one of two actors; the other repeats it, and the sleeper is killed."""
+    (tmp_path / "sleeping.py").write_text(SLEEPING, encoding="utf-8")
+    rows = [{**chat, "first": number == 0} for number, chat in enumerate(chats(30))]
+    source = f"{{path: {write_jsonl(tmp_path / 'chats.jsonl', rows)}, function: 'sleeping:rows'}}"
+    (tmp_path / "run.yaml").write_text(
+        f"name: sleeping\nmodel: {{config: {{architecture: llama}}}}\ndata: {{sources: [{source}], actors: 2, "
+        f"rows_per_shard: 10, tokenizer: {store.folder / 'tokenizer'}}}\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
+    environment.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-m", "launcher", "prepare", "run.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert (tmp_path / "slept").exists()
+    assert "prepared 30 of 30 rows" in done.stdout and "raylet" not in done.stdout and not done.stderr, done
 
 
 @pytest.mark.slow

@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from data_tools.config import DataConfig
 from data_tools.errors import UserError
+from data_tools.fetch import fetch
 from data_tools.lock import Lock, Pin
+from data_tools.prepare import prepare
 from data_tools.store import TokenStore, file_digest
 from tests.conftest import chats
 from tests.data_tools.hub_server import Hub, Repository, serving
@@ -162,9 +165,10 @@ def test_what_is_fetched_once_needs_no_network_again(
 
     (blob,) = (tmp_path / "home").glob("hub/datasets--org--chats/snapshots/*/short/train-1.jsonl")
     blob.resolve().write_bytes(b"{}\n")
-    codes, said = shardtune(nobody, ["fetch", recipe])
-    assert codes == [1]
-    assert "short/train-1.jsonl of dataset org/chats config short split train is not what" in said[0]
+    codes, said = shardtune(nobody, ["fetch", recipe], ["prepare", recipe])
+    assert codes == [1, 1]
+    changed = "short/train-1.jsonl of dataset org/chats config short split train is not what"
+    assert [changed in line for line in said] == [True, True], said
 
 
 def check_lock(path: Path, hub: Hub) -> None:
@@ -233,9 +237,39 @@ def test_local_inputs_are_locked_by_their_content(recipe: Path, shardtune: Comma
         ("files", "tokenizer", ["chat_template.jinja"]),
     ]
     file.write_bytes(lines(0, 6))
-    codes, said = shardtune("http://127.0.0.1:9", ["fetch", *local])
-    assert codes == [1]
-    assert "mine.jsonl of files mine.jsonl is not what" in said[0]
+    codes, said = shardtune("http://127.0.0.1:9", ["fetch", *local], ["prepare", *local])
+    assert codes == [1, 1]
+    assert ["mine.jsonl of files mine.jsonl is not what" in line for line in said] == [True, True], said
+    assert not (recipe.parent / "runs" / "fetched" / "tokens" / "shards").exists()
+
+
+def test_a_preparation_reads_what_is_locked(store: TokenStore, chat_file: Path, tmp_path: Path) -> None:
+    """Two files of one name, and a tokenizer: all as they were fetched, wherever they are given from."""
+    tokenizer, lock_file = tmp_path / "tokenizer", tmp_path / "lock.json"
+    shutil.copytree(store.folder / "tokenizer", tokenizer)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        shutil.copy(chat_file, tmp_path / name / "chats.jsonl")
+    files = [tmp_path / "a" / "chats.jsonl", tmp_path / "b" / "chats.jsonl"]
+    files[1].write_bytes(lines(0, 5))
+
+    def config(*paths: Path) -> DataConfig:
+        return DataConfig.model_validate({"sources": [{"path": str(p)} for p in paths], "tokenizer": str(tokenizer)})
+
+    fetch(config(*files), None, None, lock_file)
+    prepare(config(*reversed(files)), tmp_path / "tokens", lock_file=lock_file)
+    other = shutil.copy(chat_file, tmp_path / "other.jsonl")
+    with pytest.raises(UserError, match=r"pins files chats\.jsonl; .* but the configuration asks for files .*other"):
+        prepare(config(Path(other)), tmp_path / "new", lock_file=lock_file)
+    files[1].write_bytes(lines(0, 6))
+    with pytest.raises(
+        UserError, match=r"chats\.jsonl of files chats\.jsonl is not what .*lock\.json says; put it back"
+    ):
+        prepare(config(*files), tmp_path / "tokens", lock_file=lock_file)
+    files[1].write_bytes(lines(0, 5))
+    (tokenizer / "chat_template.jinja").write_text("other", encoding="utf-8")
+    with pytest.raises(UserError, match=r"chat_template\.jinja of files tokenizer is not what .*lock\.json says"):
+        prepare(config(*files), tmp_path / "tokens", lock_file=lock_file)
 
 
 def test_a_lock_is_read_strictly(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from data_tools.chat import ChatTemplate, Learning
 from data_tools.config import DataConfig
 from data_tools.encode import Encoder
-from data_tools.errors import RowError, UserError
+from data_tools.errors import RowError
 from data_tools.formats import Conversation
 from data_tools.literals import ControlTokens, without_marks
 from data_tools.prepare import prepare
@@ -98,17 +98,27 @@ def test_added_tokens_that_are_not_special_are_tokens_everywhere(setting: str, r
     assert ids.count(tokenizer.convert_tokens_to_ids("<tool_call>")) == 1
 
 
-@pytest.mark.parametrize("setting", ["escape", "reject"])
-@pytest.mark.parametrize("row", [{"text": "Say <|im_end|>"}, {"prompt": "Say", "completion": " <|im_end|>"}])
-def test_plain_text_is_refused_where_control_tokens_are_not_kept(
-    row: dict[str, str], setting: str, tmp_path: Path
-) -> None:
-    file = write_jsonl(tmp_path / "rows.jsonl", [row] * 3)
-    asked = {"sources": [{"path": str(file)}], "tokenizer": {"vocab_size": 300}, "actors": 0}
-    with pytest.raises(
-        UserError, match=rf"data\.control_tokens={setting} is for messages, but a source has plain text"
-    ):
-        prepare(DataConfig.model_validate({**asked, "control_tokens": setting}), tmp_path / "tokens")
+def test_plain_text_is_guarded_like_messages(tmp_path: Path) -> None:
+    """The end that the frame writes is a token; the same text in a row is none, or refuses the row."""
+    rows = [
+        {"text": "Say <|im_end|> é<|im_end|>"},
+        {"prompt": "<|im_start|>é", "completion": " <|im_end|>"},
+        {"text": "a"},
+    ]
+    sources = [{"path": str(write_jsonl(tmp_path / f"{n}.jsonl", [row]))} for n, row in enumerate(rows)]
+    asked = {"sources": sources, "tokenizer": {"vocab_size": 300}, "max_reject_fraction": 0.9, "actors": 0}
+    store = prepare(DataConfig.model_validate({**asked, "control_tokens": "escape"}), tmp_path / "escape")
+    tokenizer = load_tokenizer(str(store.folder / "tokenizer"))
+    ids = [store.document(number).input_ids.tolist() for number in range(3)]
+    special = [[token for token in each if token in tokenizer.all_special_ids] for each in ids]
+    assert special == [[tokenizer.eos_token_id]] * 3
+    assert [tokenizer.decode(each) for each in ids] == [
+        *("Say <|im_end|> é<|im_end|><|im_end|>", "<|im_start|>é <|im_end|><|im_end|>", "a<|im_end|>")
+    ]
+    runs = store.document(1).mask_runs.tolist()
+    assert tokenizer.decode(ids[1][runs[0] :]) == " <|im_end|><|im_end|>"
+    refused = prepare(DataConfig.model_validate({**asked, "control_tokens": "reject"}), tmp_path / "reject")
+    assert [source["rejected"] for source in refused.manifest["sources"]] == [1, 1, 0]
 
 
 @pytest.mark.parametrize("learning", [Learning(control_tokens="escape"), Learning(control_tokens="reject")])

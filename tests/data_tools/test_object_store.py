@@ -3,8 +3,10 @@
 import gzip
 import io
 import json
+import shutil
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,14 +19,15 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from data_tools.config import DataConfig, SourceConfig
-from data_tools.documents import UnitRecord
 from data_tools.errors import UserError
 from data_tools.files import content_digest
-from data_tools.mirror import local_folder, open_store
+from data_tools.mirror import Mirror, local_folder, open_store
 from data_tools.prepare import prepare
 from data_tools.readers import read_rows
+from data_tools.records import UnitRecord
+from data_tools.rejects import REJECTS, reject_reasons
 from data_tools.sources import resolve_sources
-from data_tools.store import file_digest
+from data_tools.store import TokenStore, file_digest
 from data_tools.units import work_units
 from tests.conftest import chats
 from tests.data_tools.test_prepare import content
@@ -157,7 +160,9 @@ def test_a_missing_client_is_named(uri: str, client: str, extra: str) -> None:
 
 def test_a_store_in_an_object_store(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made by way of one machine's cache, gone on with and read by way of others': the objects of a plain store."""
-    values = {"sources": [{"path": "s3://chats/a.jsonl.gz"}], "tokenizer": {"vocab_size": 400}, "rows_per_shard": 16}
+    fsspec.filesystem("s3").pipe_file("chats/odd.jsonl", b'{"messages": [{"role": "user", "content": "?"}]}\n' * 3)
+    sources = [{"path": "s3://chats/odd.jsonl"}, {"path": "s3://chats/a.jsonl.gz"}]
+    values = {"sources": sources, "tokenizer": {"vocab_size": 400}, "rows_per_shard": 16, "max_reject_fraction": 0.1}
     config = DataConfig.model_validate(values)
     plain = prepare(config, tmp_path / "plain")
     monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path / "first"))
@@ -171,6 +176,7 @@ def test_a_store_in_an_object_store(s3: str, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UserError, match=r"is not finished|does not exist"):
         open_store(local_folder("s3://chats/tokens"))
     monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path / "second"))
+    fsspec.filesystem("s3").pipe_file("chats/tokens/shards/00099.arrow", b"of files that were cut into more units")
     made: list[int] = []
     prepare(config, local_folder("s3://chats/tokens/"), lambda record, rows: made.append(record.unit))
     system = fsspec.filesystem("s3")
@@ -181,6 +187,7 @@ def test_a_store_in_an_object_store(s3: str, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path / "third"))
     opened = open_store("s3://chats/tokens")
     assert not list(opened.folder.glob("shards/*")), "shards come down when they are read"
+    assert [reason.count for reason in reject_reasons(opened.file(REJECTS))] == [3]
     assert [opened.document(n).input_ids.tolist() for n in range(50)] == [
         plain.document(n).input_ids.tolist() for n in range(50)
     ]
@@ -189,8 +196,55 @@ def test_a_store_in_an_object_store(s3: str, tmp_path: Path, monkeypatch: pytest
     changed[len(changed) // 2] ^= 1
     system.pipe_file("chats/tokens/shards/00001.arrow", bytes(changed))
     monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path / "fourth"))
+    opened = open_store("s3://chats/tokens")
+    for _ in range(2):  # who comes second does not find it here
+        with pytest.raises(UserError, match=r"00001\.arrow is not what was written"):
+            opened.document(0)
     with pytest.raises(UserError, match=r"00001\.arrow is not what was written"):
-        open_store("s3://chats/tokens").verify()
+        opened.verify()
+
+
+def test_a_store_that_was_replaced(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All files are those of the new store, whatever is left of the old one here; processes come one by one."""
+    system = fsspec.filesystem("s3")
+    system.pipe_file("chats/grey.jsonl", LINES.replace(b"blue", b"grey"))
+    for colour in ("blue", "grey"):
+        source = {"path": "s3://chats/grey.jsonl" if colour == "grey" else "s3://chats/a.jsonl.gz"}
+        values = {"sources": [source], "tokenizer": {"vocab_size": 400}, "rows_per_shard": 16}
+        config = DataConfig.model_validate(values)
+        monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path / colour))
+        if colour == "grey":
+            system.rm("chats/replaced", recursive=True)
+        new = prepare(config, local_folder("s3://chats/replaced"))
+        new.verify()
+
+    def stale(name: str) -> Path:
+        """A machine that still has the whole blue store."""
+        shutil.copytree(tmp_path / "blue", tmp_path / name)
+        monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path / name))
+        return local_folder("s3://chats/replaced")
+
+    def check(opened: TokenStore) -> None:
+        assert [opened.document(n).input_ids.tolist() for n in range(50)] == [
+            new.document(n).input_ids.tolist() for n in range(50)
+        ]
+        assert (opened.index["digest"] == new.index["digest"]).all()
+        opened.verify()
+
+    folder = stale("waiting")
+    old = (folder / "manifest.json").read_bytes()
+    with Mirror(folder).locked():
+        waiting = threading.Thread(target=open_store, args=[folder])
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive(), "another process is at the copy"
+        assert (folder / "manifest.json").read_bytes() == old
+    waiting.join()
+    check(TokenStore(folder, Mirror(folder).pull))
+    folder = stale("killed")
+    (folder / "manifest.json").unlink()
+    check(open_store(folder))
+    check(prepare(config, stale("prepared")))
 
 
 def test_objects_that_were_deleted_are_made_again(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

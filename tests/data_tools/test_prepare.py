@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_tools import prepare as driver
 from data_tools.chat import Learning
+from data_tools.claim import locked
 from data_tools.config import DataConfig
-from data_tools.documents import DocumentMaker, Making, UnitRecord
+from data_tools.documents import DocumentMaker, Making
 from data_tools.errors import UserError
+from data_tools.mirror import open_store
 from data_tools.prepare import prepare
+from data_tools.records import UnitRecord
 from data_tools.sources import resolve_sources
 from data_tools.store import TokenStore, atomically
 from data_tools.tokenizer import CHATML
@@ -57,9 +59,11 @@ def test_a_store_holds_every_document_with_its_mask(store: TokenStore) -> None:
     store.verify()
 
 
-def test_actors_write_the_same_bytes_as_one_process(store: TokenStore, data_config: DataConfig, tmp_path: Path) -> None:
-    prepare(data_config.model_copy(update={"actors": 2}), tmp_path)
-    assert content(tmp_path) == content(store.folder)
+def test_actors_write_the_same_bytes_as_one_process(tmp_path: Path) -> None:
+    few = config(with_rejects(tmp_path), max_reject_fraction=0.5, rows_per_shard=16)
+    alone = prepare(few, tmp_path / "alone")
+    prepare(few.model_copy(update={"actors": 2}), tmp_path / "actors")
+    assert content(tmp_path / "actors") == content(alone.folder)
 
 
 def test_a_killed_preparation_goes_on_and_ends_with_the_same_bytes(
@@ -116,6 +120,28 @@ def test_leftovers_of_other_settings_are_not_used(data_config: DataConfig, store
     assert content(tmp_path) == content(store.folder)
 
 
+def test_units_of_another_cut_are_made_again(chat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another version of the code may cut files elsewhere, into more units; the settings are the same."""
+    first = write_jsonl(tmp_path / "first.jsonl", chats(20))
+    two = config(first, sources=[{"path": str(first)}, {"path": str(chat_file)}], rows_per_shard=None)
+    whole = prepare(two, tmp_path / "whole")
+    assert len(whole.manifest["shards"]) == 2
+
+    def interrupt(record: UnitRecord, rows: int) -> None:
+        if record.unit == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("data_tools.units.MOST_ROWS", 32)
+        prepare(two, tmp_path / "again", interrupt)
+    shards = tmp_path / "again" / "shards"
+    assert len(list(shards.iterdir())) == 5
+    kept = (shards / "00000.arrow").stat().st_mtime_ns
+    prepare(two, tmp_path / "again")
+    assert (shards / "00000.arrow").stat().st_mtime_ns == kept
+    assert content(tmp_path / "again") == content(whole.folder)
+
+
 def _interrupt(record: UnitRecord, rows: int) -> None:
     raise KeyboardInterrupt
 
@@ -166,6 +192,61 @@ def test_every_row_is_in_the_store_or_in_the_rejects(tmp_path: Path) -> None:
         prepare(config(file, max_reject_fraction=0.2), tmp_path / "tokens")
 
 
+def with_rejects(folder: Path, count: int = 60) -> Path:
+    """Every third row is rejected."""
+    rows: list[Any] = chats(count)
+    rows[::3] = [{"messages": [{"role": "user", "content": f"No answer {n}?"}]} for n in range(0, count, 3)]
+    return write_jsonl(folder / "chats.jsonl", rows)
+
+
+def test_rejects_survive_a_kill(tmp_path: Path) -> None:
+    """Those of finished units are kept, and what is half done is not taken for them."""
+    few = config(with_rejects(tmp_path), max_reject_fraction=0.5, rows_per_shard=8)
+    alone = prepare(few, tmp_path / "alone")
+    rejects = [json.loads(line) for line in (alone.folder / "rejects.jsonl").read_text().splitlines()]
+    assert [reject["row"] for reject in rejects] == list(range(0, 60, 3))
+
+    def killed(record: UnitRecord, rows: int) -> None:
+        if record.unit == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(few, tmp_path / "killed", killed)
+    units = tmp_path / "killed" / "units"
+    assert len(list(units.glob("*.rejects.jsonl"))) == 4
+    (units / "00002.rejects.jsonl").unlink()
+    (units / "00005.rejects.jsonl").write_text("of an earlier attempt")
+    prepare(few, tmp_path / "killed")
+    assert content(tmp_path / "killed") == content(alone.folder)
+
+
+def test_records_do_not_grow_with_rejects(tmp_path: Path) -> None:
+    """Whether two rows or two thousand are refused: the record of the unit has their number."""
+    sizes = []
+    for count in (6, 6000):
+        file = write_jsonl(tmp_path / f"{count}.jsonl", [*chats(4), *[{"messages": [1]}] * count])
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config(file, max_reject_fraction=1, rows_per_shard=9999), tmp_path / f"{count}", _interrupt)
+        (record,) = (tmp_path / f"{count}" / "units").glob("*.json")
+        assert json.loads(record.read_text())["rejected"] == count
+        sizes.append(record.stat().st_size)
+    assert sizes[1] - sizes[0] < 20
+
+
+def test_too_many_rejects_leave_their_reasons(tmp_path: Path) -> None:
+    file = with_rejects(tmp_path)
+    folder = tmp_path / "tokens"
+    with pytest.raises(UserError) as error:
+        prepare(config(file, rows_per_shard=8), folder)
+    assert str(error.value).startswith(
+        "6 of 60 rows are rejected, more than data.max_reject_fraction=0.05 allows: 6 × no assistant turn: "
+    )
+    assert str(error.value).endswith(f" (row 0 of {file}); all that were found until then: {folder / 'rejects.jsonl'}")
+    assert [json.loads(line)["row"] for line in (folder / "rejects.jsonl").read_text().splitlines()] == [
+        *range(0, 16, 3)
+    ]
+
+
 def test_a_trained_tokenizer_takes_the_template_that_is_given(chat_file: Path, tmp_path: Path) -> None:
     (tmp_path / "other.jinja").write_text(CHATML.replace("<|im_start|>", "<|endoftext|>"), encoding="utf-8")
     finished = prepare(config(chat_file, chat_template=str(tmp_path / "other.jinja")), tmp_path / "tokens")
@@ -189,6 +270,23 @@ def test_a_changed_byte_is_found(store: TokenStore, tmp_path: Path, name: str) -
         TokenStore(tmp_path).verify()
 
 
+@pytest.mark.parametrize("change", ["missing", "changed", "added"])
+def test_a_tokenizer_that_is_another_is_found(store: TokenStore, tmp_path: Path, change: str) -> None:
+    """Its files decide what an export will make of a text."""
+    shutil.copytree(store.folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer" / ".nfs0001").write_text("of a file system")
+    open_store(tmp_path)
+    name = "added_tokens.json" if change == "added" else "tokenizer_config.json"
+    path = tmp_path / "tokenizer" / name
+    if change == "missing":
+        path.unlink()
+    else:
+        path.write_text('{"<|new|>": 7}')
+    for look in (lambda: open_store(tmp_path), TokenStore(tmp_path).verify):
+        with pytest.raises(UserError, match=rf"{name} is not what was written; delete"):
+            look()
+
+
 def test_a_disk_that_is_full_is_one_line(tmp_path: Path) -> None:
     with (
         pytest.raises(UserError, match=r"cannot write .*file: No space left on device; make room"),
@@ -200,7 +298,7 @@ def test_a_disk_that_is_full_is_one_line(tmp_path: Path) -> None:
 
 
 def test_two_preparations_of_one_store_do_not_meet(data_config: DataConfig, tmp_path: Path) -> None:
-    with driver._locked(tmp_path), pytest.raises(UserError, match="being prepared by another process"):
+    with locked(tmp_path), pytest.raises(UserError, match="being prepared by another process"):
         prepare(data_config, tmp_path)
 
 

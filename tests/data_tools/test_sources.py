@@ -10,12 +10,13 @@ import random
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from data_tools import units as cutting
@@ -228,6 +229,29 @@ def test_what_is_no_json_number_is_refused(value: str, tmp_path: Path) -> None:
     refused, half = read(tmp_path / "a.jsonl")
     assert str(refused).endswith("is no number")
     assert half == {"a": "\ud83d"}  # for whoever reads the column to judge
+
+
+@given(st.integers(-(10**25), 10**25), st.text(max_size=30), st.booleans())
+@example(18446744073709551616, "", False)
+@example(-9223372036854775809, "x", True)
+def test_whole_numbers_stay_what_they_are(number: int, text: str, in_text: bool) -> None:
+    """orjson makes floats of those that have more than 64 bits."""
+    row = {"t": text, "a": [f"{number}{text}" if in_text else number, 0.1234567890123456789012]}
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "a.jsonl"
+        file.write_bytes(json_lines([row, {"a": 1}]))
+        first, second = read(file)
+        assert (first, second) == (row, {"a": 1})
+        assert isinstance(first, dict) and type(first["a"][0]) is (str if in_text else int)
+
+
+def test_numbers_that_are_too_long_are_refused(tmp_path: Path) -> None:
+    texts = ["9" * 5000, "1e400", "[" + "1" * 400 + "]"]
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"a": {text}}}\n' for text in texts))
+    long, large, fine = read(tmp_path / "a.jsonl")
+    assert str(long) == "not JSON: a number has more than 4,300 digits"
+    assert str(large) == "not JSON: 1e400 is too large"
+    assert fine == {"a": [int("1" * 400)]}
 
 
 def test_rows_of_a_json_array_that_are_no_objects_are_refused(tmp_path: Path) -> None:

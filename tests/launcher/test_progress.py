@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from data_tools.config import DataConfig
-from data_tools.documents import UnitRecord
 from data_tools.prepare import prepare
+from data_tools.records import UnitRecord
 from launcher import progress
 from launcher.progress import Tokenized, line, tokenizing
 

@@ -1,0 +1,74 @@
+"""Documents of one mapped shard, without copying."""
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+class StoredDocument(NamedTuple):
+    """One document, as views of the mapped file."""
+
+    input_ids: NDArray[Any]
+    """[tokens] uint16 or int32"""
+    mask_runs: NDArray[np.int32]
+    """Alternating untrained and trained run lengths."""
+    weights: NDArray[np.float32] | None
+    """One per trained run; None: all are 1."""
+
+
+class Shard:
+    """A mapped shard of one or more record batches."""
+
+    def __init__(self, path: Path) -> None:
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        self._batches = [file.get_batch(number) for number in range(file.num_record_batches)]
+        self._first_rows = running_totals([batch.num_rows for batch in self._batches])
+        self._columns: dict[int, _Columns] = {}
+
+    def document(self, row: int) -> StoredDocument:
+        """Document `row` of this shard."""
+        number = bisect_right(self._first_rows, row) - 1
+        columns = self._columns.get(number)
+        if columns is None:
+            columns = self._columns[number] = _Columns(self._batches[number])
+        return columns.document(row - self._first_rows[number])
+
+    def place(self, row: int) -> tuple[int, int]:
+        """The source of a document and its row there."""
+        number = bisect_right(self._first_rows, row) - 1
+        batch, row = self._batches[number], row - self._first_rows[number]
+        return batch.column("source")[row].as_py(), batch.column("row")[row].as_py()
+
+
+class _Columns:
+    """The lists of a record batch: a document is two or three slices. Offsets are read one by one, as plain numbers."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.ids, self._ids_at = _list_column(batch, "input_ids")
+        self.runs, self._runs_at = _list_column(batch, "mask_runs")
+        self.weights, self._weights_at = _list_column(batch, "weights")
+
+    def document(self, row: int) -> StoredDocument:
+        ids_at, runs_at, weights_at = self._ids_at, self._runs_at, self._weights_at
+        start, end = weights_at[row], weights_at[row + 1]
+        return StoredDocument(
+            self.ids[ids_at[row] : ids_at[row + 1]],
+            self.runs[runs_at[row] : runs_at[row + 1]],
+            self.weights[start:end] if end > start else None,
+        )
+
+
+def _list_column(batch: pa.RecordBatch, name: str) -> tuple[NDArray[Any], memoryview]:
+    column: pa.ListArray = batch.column(name)
+    return column.values.to_numpy(), memoryview(column.offsets.to_numpy())
+
+
+def running_totals(counts: Iterable[int]) -> list[int]:
+    """Where each part starts, and the end of the last."""
+    return [0, *accumulate(counts)]
