@@ -27,6 +27,9 @@ TRAIN = [
     "torch>=2.13,<3",
     "transformers>=5.23,<6",
 ]
+LORA = ["accelerate>=1.15,<2", "peft>=0.21,<0.22"]
+TRACK = ["mlflow-skinny>=3.17,<4", "tensorboard>=2.21,<3", "trackio>=0.43,<0.44", "wandb>=0.31,<0.32"]
+SCORE = ["rouge-score>=0.1.2,<0.2", "sacrebleu>=2.6,<3"]
 LAUNCH = ["rich>=14,<16"]
 DEV = [
     "hypothesis>=6.130,<7",
@@ -57,7 +60,10 @@ setup(
         "launch": LAUNCH,
         "s3": S3,
         "gcs": GCS,
-        "dev": [*PREPARE, *TRAIN, *LAUNCH, *S3, *DEV],
+        "lora": LORA,
+        "track": TRACK,
+        "score": SCORE,
+        "dev": [*PREPARE, *TRAIN, *LORA, *TRACK, *SCORE, *LAUNCH, *S3, *DEV],
     },
     entry_points={"console_scripts": ["shardtune = launcher.cli:main"]},
 )

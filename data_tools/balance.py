@@ -6,9 +6,10 @@ Packs of equally many tokens do not cost the same, because attention within a do
     cost of a pack = tokens + a · Σ length²          in tokens; a = attention_cost, from the model
 
 So a step is made of packs that are neighbours in cost, and within it a micro-batch is too; the order of the steps is
-random. The price: the packs of a step are more alike than chance would make them, in the lengths of their documents.
-Against that, neighbours mix anew in every epoch: packs change places when their costs differ by less than `TOLERANCE`,
-or when they are less than `PLACES` of a step apart.
+random, but a run begins with the step of the costliest pack: what does not fit into memory fails at once. The price:
+the packs of a step are more alike than chance would make them, in the lengths of their documents. Against that,
+neighbours mix anew in every epoch: packs change places when their costs differ by less than `TOLERANCE`, or when they
+are less than `PLACES` of a step apart.
 """
 
 import numpy as np
@@ -28,21 +29,29 @@ PLACES = 0.125
 
 
 def order_of_epoch(costs: NDArray[np.float64], packs_per_step: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """All packs, step after step: neighbours in cost within a step, steps in random order, an incomplete one last."""
+    """All packs, step after step: neighbours in cost within a step, steps in random order, an incomplete one last.
+
+    The first epoch begins with the complete step that has the costliest pack.
+    """
 
     def chance(name: str) -> NDArray[np.float64]:
         """In [-1, 1), for every pack."""
         return keyed_hashes(np.arange(len(costs), dtype=np.uint64), seed, epoch, name) / 2.0**63 - 1
 
     by_cost = np.argsort(costs * (1 + TOLERANCE * chance("cost")), kind="stable")
-    places = np.arange(len(costs)) + PLACES * packs_per_step * chance("place")
-    by_cost = by_cost[np.argsort(places, kind="stable")]
+    moved = np.arange(len(costs)) + PLACES * packs_per_step * chance("place")
+    by_cost = by_cost[np.argsort(moved, kind="stable")]
     steps, rest = divmod(len(costs), packs_per_step)
     # The incomplete step is taken from anywhere: left at an end, it would always have the cheapest or costliest packs.
-    start = int(shuffled(steps + 1, seed, epoch, "incomplete")[0]) * packs_per_step
+    # Only in the first epoch the costliest packs are in a complete step, which comes first.
+    places = steps if epoch == 0 and steps else steps + 1
+    start = int(shuffled(places, seed, epoch, "incomplete")[0]) * packs_per_step
     incomplete = by_cost[start : start + rest]
     complete = np.concatenate([by_cost[:start], by_cost[start + rest :]]).reshape(steps, packs_per_step)
-    return np.concatenate([complete[shuffled(steps, seed, epoch, "steps")].reshape(-1), incomplete])
+    complete = complete[shuffled(steps, seed, epoch, "steps")]
+    if epoch == 0 and steps:
+        complete = np.roll(complete, -int(costs[complete].max(axis=1).argmax()), axis=0)
+    return np.concatenate([complete.reshape(-1), incomplete])
 
 
 def costliest_first(packs: NDArray[np.int64], costs: NDArray[np.float64]) -> NDArray[np.int64]:

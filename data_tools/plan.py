@@ -6,7 +6,8 @@
            validation.arrow  the same for held-out documents
 
 A step is a set of `packs_per_step` packs. The ranks share it out among themselves, so step k trains on the same
-documents on 2 GPUs and on 2,000, and resuming takes one integer.
+documents on 2 GPUs and on 2,000, and resuming takes one integer. The first step of a run has its costliest pack: memory
+that is too small is found at once.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ from data_tools.store import TokenStore, file_digest, read_arrow, write_arrow, w
 
 __all__ = ["NO_PACK", "PLAN", "PackPlan", "PackTable", "PlanSettings", "SourceShare", "StepSize", "make_plan"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 PLAN = "plan.json"
 
 
@@ -45,6 +46,8 @@ class StepSize:
     """Labels."""
     weight: float
     """N of the loss: the sum of the labels' weights."""
+    pairs: int
+    """Σ length² over documents, which attention costs; 0 in a plan whose `attention_cost` is 0."""
 
 
 def make_plan(store: TokenStore, settings: PlanSettings, folder: Path) -> "PackPlan":
@@ -229,11 +232,13 @@ class PackPlan:
         """What the ranks get through together in one step."""
         packs = self.packs_of_step(step)
         packs, table = packs[packs != NO_PACK], self.train
+        tokens, cost = int(table.tokens[packs].sum()), self.settings.attention_cost
         return StepSize(
             packs=len(packs),
-            tokens=int(table.tokens[packs].sum()),
+            tokens=tokens,
             trained_tokens=int(table.trained[packs].sum()),
             weight=float(table.weight[packs].sum()),
+            pairs=round((float(table.cost[packs].sum()) - tokens) / cost) if cost else 0,
         )
 
     def micro_batches(self, step: int, rank: int, ranks: int, packs_per_micro_batch: int) -> list[NDArray[np.int64]]:

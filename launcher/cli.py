@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from data_tools.errors import UserError
-from launcher import stages
+from launcher import stages, train_stages
 from launcher.backends.local import check_ranks, default_ranks
 from launcher.config import RunConfig, find_store, load_run
 from launcher.environment import quiet_libraries
@@ -85,13 +85,13 @@ def _run(options: argparse.Namespace, config: RunConfig, console: Console) -> di
         case "plan":
             return stages.plan_stage(config, console, _ranks(options))
         case "train":
-            return stages.train_stage(config, console, _ranks(options), options.resume)
+            return train_stages.train_stage(config, console, _ranks(options), options.resume)
         case "export":
-            return stages.export_stage(config, console)
+            return train_stages.export_stage(config, console)
         case "generate":
-            return stages.generate_stage(config, console, options.prompt)
+            return train_stages.generate_stage(config, console, options.prompt)
         case "report":
-            return stages.report_stage(config, console)
+            return train_stages.report_stage(config, console)
         case _:
             return quickstart(config, console, min(2, _ranks(options)))
 

@@ -13,7 +13,9 @@ from data_tools.errors import UserError
 from data_tools.files import is_data_file, is_hub_id, is_remote
 from data_tools.mirror import local_folder
 from data_tools.store import MANIFEST, write_text
-from sft.config import CheckpointConfig, EvaluateConfig, ModelConfig, TrainConfig
+from sft.config import TrainConfig
+from sft.config_model import ModelConfig
+from sft.config_watch import CheckpointConfig, EvaluateConfig, TrackConfig
 
 RUN_FILE = "run.yaml"
 
@@ -30,6 +32,8 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    track: TrackConfig = ()
+    """Where metrics go besides metrics.jsonl: wandb, trackio, tensorboard, mlflow."""
 
     @property
     def folder(self) -> Path:

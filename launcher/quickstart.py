@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
-from launcher import stages
+from launcher import stages, train_stages
 from launcher.config import RunConfig
 from launcher.run_folder import newest_checkpoint
 
@@ -26,10 +26,10 @@ def quickstart(config: RunConfig, console: Console, ranks: int) -> dict[str, Any
     facts: dict[str, Any] = {
         "prepare": stages.prepare_stage(config, console),
         "plan": stages.plan_stage(config, console, ranks),
-        "train": stages.train_planned(config, console, ranks, resuming=False),
-        "export": stages.export_stage(config, console),
-        "generate": stages.generate_stage(config, Console(quiet=True), []),
-        **stages.report_stage(config, Console(quiet=True)),
+        "train": train_stages.train_planned(config, console, ranks, resuming=False),
+        "export": train_stages.export_stage(config, console),
+        "generate": train_stages.generate_stage(config, Console(quiet=True), []),
+        **train_stages.report_stage(config, Console(quiet=True)),
     }
     facts |= {"run": str(config.folder), "model": facts["export"]["model"]}
     _last_screen(config, facts, console, time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""The stages of a run, one function each: configuration in, facts out. Each imports its work when it runs."""
+"""The stages before training, one function each: configuration in, facts out. Each imports its work when it runs."""
 
 import importlib.util
 import time
@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from data_tools.lock import LOCK_FILE, Pin
 from data_tools.store import MANIFEST, write_json
 from launcher.config import RunConfig, save_run
 from launcher.pins import require_model
-from launcher.run_folder import check_may_start, check_same_run, planned_attention_cost, read_status, summary
-from sft.record import STATUS, read_metrics
+from launcher.run_folder import check_same_run, planned_attention_cost
 
 
 def fetch_stage(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -149,93 +147,3 @@ def _attention_cost(config: RunConfig, store: Any) -> float:
     model_config = load_config(config.model, tokenizer, store.vocab_size)
     check_length(model_config, config.data.max_length)
     return planned_attention_cost(config) or attention_cost(model_config)
-
-
-def train_stage(config: RunConfig, console: Console, ranks: int, resuming: bool) -> dict[str, Any]:
-    """Token store → checkpoints and metrics; plans first, which takes no time."""
-    check_may_start(config, resuming)
-    plan_stage(config, console, ranks, everything=False)
-    return train_planned(config, console, ranks, resuming)
-
-
-def train_planned(config: RunConfig, console: Console, ranks: int, resuming: bool) -> dict[str, Any]:
-    """Pack plan → checkpoints and metrics."""
-    from launcher.backends.local import run_ranks
-
-    started = time.perf_counter()
-    (config.folder / STATUS).unlink(missing_ok=True)
-    with _progress(console, "steps") as progress:
-        task = progress.add_task(f"starting {ranks} ranks", total=None)
-        run_ranks(config.folder, ranks, resuming, lambda: _show_training(progress, task, config.folder))
-    facts = {"run": str(config.folder), **summary(config.folder), "seconds": round(time.perf_counter() - started, 2)}
-    validation = facts["validation_loss"]
-    console.print(
-        f"[green]trained[/] {facts['step']:,} steps in {facts['seconds']:.0f} s: loss {facts['loss']:.3f}"
-        + (f", validation loss {validation:.3f}" if validation is not None else "")
-        + f" → {config.folder}"
-    )
-    return facts
-
-
-def _show_training(progress: Progress, task: Any, folder: Path) -> None:
-    """Move the bar to where the run's folder says training is."""
-    status = read_status(folder)
-    lines = read_metrics(folder)
-    if not status or status["phase"] == "loading":
-        return
-    now = next((line for line in reversed(lines) if "loss" in line), None)
-    text = str(status["phase"])
-    if now:
-        text += f"  loss {now['loss']:.3f}  {now['tokens_per_second']:,.0f} tokens/s"
-    progress.update(task, total=status["steps"], completed=now["step"] if now else status["step"], description=text)
-
-
-def export_stage(config: RunConfig, console: Console) -> dict[str, Any]:
-    """Newest checkpoint → Hugging Face folder."""
-    from sft.export import export_model
-    from sft.run import TrainingRun
-
-    with console.status("exporting and comparing with the trained model"):
-        model = export_model(TrainingRun.open(config.folder))
-    console.print(f"[green]exported[/] → {model} (reloaded, its logits are those of the trained model)")
-    return {"model": str(model)}
-
-
-def generate_stage(config: RunConfig, console: Console, prompts: list[str]) -> dict[str, Any]:
-    """Answers of the exported model."""
-    from sft.generate import generate_answers
-
-    with console.status("answering"):
-        answers = generate_answers(
-            config.folder / "model",
-            prompts or config.evaluate.samples,
-            config.evaluate.max_new_tokens,
-            config.data.template_date,
-        )
-    for sample in answers:
-        console.print(sample["prompt"], style="bold", markup=False)
-        console.print(sample["answer"] or "(nothing)", markup=False, highlight=False)
-    return {"answers": answers}
-
-
-def report_stage(config: RunConfig, console: Console) -> dict[str, Any]:
-    """Metrics and samples → report.html and loss.png."""
-    from sft.insight.report import write_report
-    from sft.run import TrainingRun
-
-    report = write_report(TrainingRun.open(config.folder))
-    console.print(f"[green]reported[/] → {report}")
-    return {"report": str(report)}
-
-
-def _progress(console: Console, unit: str) -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        console=console,
-        transient=True,
-    )

@@ -3,9 +3,13 @@
 documents   A(3) B(2)
 input_ids   [A A A B B]
 positions   [0 1 2 0 1]
-labels      [a a - b -]      the next token where it is trained, "-" = IGNORE
-weights     [1 1 0 2 0]      what the loss of each label counts, where the data says so
 borders     [0 3 5]
+targets     the trained tokens, each at the place that predicts it: the one before. Where A's last two and B's last
+            are trained,
+    places  [0 1 3]
+    labels  [a a b]
+    weights [1 1 2]          what the loss of each label counts, where the data says so
+    sources [0 0 4]          where each label's document is from
 """
 
 from dataclasses import dataclass, replace
@@ -19,10 +23,26 @@ from numpy.typing import NDArray
 from data_tools.plan import PackTable
 from data_tools.store import StoredDocument, TokenStore
 
-IGNORE = -100
 _FILLER = StoredDocument(np.zeros(1, np.int32), np.ones(1, np.int32), None)
+_EMPTY = np.zeros(0, np.int64)
 _UNTRAINED_TRAINED = np.array([False, True])
 _ALTERNATING = np.resize(_UNTRAINED_TRAINED, 1024)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is learnt of a batch: K labels, in the order of their places."""
+
+    places: torch.Tensor
+    """[K] int64, the position in the row whose next token is learnt"""
+    labels: torch.Tensor
+    """[K] int64, that token"""
+    weights: torch.Tensor | None
+    """[K] float32, what its loss counts; None: 1"""
+    sources: torch.Tensor
+    """[K] int64, the source of its document, as a position in the manifest's `sources`"""
+    source_count: int
+    """Sources of the store."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +51,6 @@ class Batch:
 
     input_ids: torch.Tensor
     """[1, T] int64"""
-    labels: torch.Tensor
-    """[1, T] int64, already shifted"""
-    weights: torch.Tensor | None
-    """[1, T] float32, what the loss of each label counts; None: 1"""
     positions: torch.Tensor
     """[1, T] int64"""
     borders: torch.Tensor
@@ -43,39 +59,65 @@ class Batch:
     """Tokens of the longest document."""
     tokens: int
     """Tokens of all documents (an empty batch still has a filler token)."""
+    documents: NDArray[np.int64]
+    """[D] their numbers in the store, to name them by; stays on the host, and is empty where the batch is"""
+    targets: Targets
 
     @property
     def model_inputs(self) -> tuple[Any, ...]:
-        """The arguments of `PackedCausalLM.forward`."""
-        return self.input_ids, self.labels, self.weights, self.positions, self.borders, self.longest
+        """The arguments of `PackedCausalLM.forward`, one by one: DeepSpeed's hooks look for tensors among them."""
+        targets = self.targets
+        row = (self.input_ids, self.positions, self.borders, self.longest)
+        return (*row, targets.places, targets.labels, targets.weights)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch in the memory of a device."""
+        """The same batch in the memory of a device; a GPU fetches it while it computes."""
+        if device.type != "cuda":
+            return self
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True)
+
+        targets = replace(
+            self.targets,
+            places=move(self.targets.places),
+            labels=move(self.targets.labels),
+            weights=None if self.targets.weights is None else move(self.targets.weights),
+            sources=move(self.targets.sources),
+        )
         return replace(
             self,
-            input_ids=self.input_ids.to(device),
-            labels=self.labels.to(device),
-            weights=None if self.weights is None else self.weights.to(device),
-            positions=self.positions.to(device),
-            borders=self.borders.to(device),
+            input_ids=move(self.input_ids),
+            positions=move(self.positions),
+            borders=move(self.borders),
+            targets=targets,
         )
 
 
 def make_batch(store: TokenStore, table: PackTable, packs: NDArray[np.int64]) -> Batch:
     """Lay the documents of some packs end to end; no packs give one filler token without a label."""
     documents = [document for pack in packs.tolist() for document in read_pack(store, table, pack)]
-    ids, labels, weights, borders = lay_out(documents or [_FILLER])
+    numbers = np.concatenate([_EMPTY, *(table.packs[pack] for pack in packs.tolist())], dtype=np.int64)
+    ids, places, weights, borders = lay_out(documents or [_FILLER])
     lengths = np.diff(borders)
     positions = np.arange(len(ids))
     positions -= np.repeat(borders[:-1], lengths)
+    sources = store.index["source"][numbers].astype(np.int64) if documents else np.zeros(1, np.int64)
+    targets = Targets(
+        places=torch.from_numpy(places),
+        labels=torch.from_numpy(ids[places + 1]),
+        weights=None if weights is None else torch.from_numpy(weights),
+        sources=torch.from_numpy(np.repeat(sources, lengths)[places]),
+        source_count=len(store.manifest["sources"]),
+    )
     return Batch(
         input_ids=torch.from_numpy(ids[None]),
-        labels=torch.from_numpy(labels[None]),
-        weights=None if weights is None else torch.from_numpy(weights[None]),
         positions=torch.from_numpy(positions[None]),
         borders=torch.from_numpy(borders.astype(np.int32)),
         longest=int(lengths.max()),
         tokens=len(ids) if documents else 0,
+        documents=numbers,
+        targets=targets,
     )
 
 
@@ -98,7 +140,9 @@ def _cut(document: StoredDocument, start: int, length: int) -> StoredDocument:
 def lay_out(
     documents: list[StoredDocument],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32] | None, NDArray[np.int64]]:
-    """Documents end to end: ids [T], labels [T], what each label counts [T] where documents say so, borders [D + 1]."""
+    """Documents end to end: ids [T], places [K] whose next token is trained, what each counts [K] where documents say
+    so, borders [D + 1].
+    """
     borders = np.array([0, *accumulate([len(document.input_ids) for document in documents])])
     ids = np.concatenate([document.input_ids for document in documents], dtype=np.int64, casting="safe")
     runs = [document.mask_runs for document in documents]
@@ -110,11 +154,10 @@ def lay_out(
     if any(document.weights is not None for document in documents):
         of_run = np.zeros(len(lengths), np.float32)
         of_run[trained_runs] = np.concatenate([_weights(document) for document in documents])
-        weights = np.append(np.where(trained, np.repeat(of_run, lengths), np.float32(0))[1:], np.float32(0))
-        trained[1:] = weights[:-1] != 0
-    labels = np.full_like(ids, IGNORE)
-    np.copyto(labels[:-1], ids[1:], where=trained[1:])
-    return ids, labels, weights, borders
+        of_token = np.repeat(of_run, lengths)
+        trained &= of_token != 0
+        weights = of_token[trained]
+    return ids, np.flatnonzero(trained) - 1, weights, borders
 
 
 def _alternating(runs: int) -> NDArray[np.bool_]:

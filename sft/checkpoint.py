@@ -13,7 +13,7 @@ the folder renamed. DeepSpeed's own `latest` file is not used: it moves before a
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from data_tools.errors import UserError
+from data_tools.plan import StepSize
 from data_tools.store import file_digest, fsync_folder, write_json
 from sft.engine import load_engine, save_engine
 from sft.world import World
@@ -36,9 +37,29 @@ class Progress:
     """Optimizer steps done."""
     tokens: int
     """Tokens seen."""
+    trained_tokens: int
+    """Labels seen."""
     plan_hash: str
+    model_hash: str
+    """Of the names and shapes of the model's parameters."""
     zero_stage: int
     ranks: int
+    evaluated: bool
+    """Whether an evaluation was made after this very step."""
+    validations: tuple[tuple[int, float], ...]
+    """Step and validation loss of all evaluations so far."""
+    trackers: dict[str, str]
+    """What each tracker calls the run."""
+
+    def after(self, size: StepSize) -> "Progress":
+        """One optimizer step further."""
+        return replace(
+            self,
+            step=self.step + 1,
+            tokens=self.tokens + size.tokens,
+            trained_tokens=self.trained_tokens + size.trained_tokens,
+            evaluated=False,
+        )
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -152,9 +173,16 @@ def find_damage(checkpoint: Path) -> str | None:
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    """What the commit record says of the run."""
+    """What the commit record says of the run.
+
+    Raises:
+        UserError: another version wrote it.
+    """
     record = json.loads((checkpoint / COMMIT).read_text(encoding="utf-8"))
-    return Progress(**{name: record[name] for name in Progress.__dataclass_fields__})
+    if missing := [name for name in Progress.__dataclass_fields__ if name not in record]:
+        raise UserError(f"{checkpoint / COMMIT} has no {missing[0]}: another version wrote it; use another run name")
+    validations = tuple((step, loss) for step, loss in record["validations"])
+    return Progress(**{**{name: record[name] for name in Progress.__dataclass_fields__}, "validations": validations})
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -1,31 +1,10 @@
-"""Settings of the training half."""
+"""Settings of the optimization."""
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from data_tools.config import Location, Section
-
-
-class ModelConfig(Section):
-    """Which model is trained: an existing one (`path`), or random weights (`config`)."""
-
-    path: Location | None = None
-    """A folder or hub id of a causal language model."""
-    revision: str | None = None
-    """A commit, tag or branch of the model on the hub."""
-    config: dict[str, Any] | None = None
-    """`architecture` (llama, qwen3, …) and the keys of its transformers configuration, for random weights."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What forward and backward compute in; auto: bfloat16 on GPUs that have it, else float32."""
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> "ModelConfig":
-        if (self.path is None) == (self.config is None):
-            raise ValueError("give either `path` or `config`")
-        if self.config is not None and "architecture" not in self.config:
-            raise ValueError("`config` needs `architecture`, for example `architecture: llama`")
-        return self
+from data_tools.config import Section
 
 
 class ScheduleConfig(Section):
@@ -67,23 +46,3 @@ class TrainConfig(Section):
     seed: int = 0
     log_every: int = Field(1, ge=1)
     """Steps between lines of metrics.jsonl."""
-
-
-class EvaluateConfig(Section):
-    """What is looked at besides the training loss, before the first step, at intervals, and after the last."""
-
-    every: int | None = Field(None, ge=1)
-    """Steps between evaluations; by default only the first and the last."""
-    samples: tuple[str, ...] = ("What can you help me with?",)
-    """Prompts that are answered at each evaluation."""
-    max_new_tokens: int = Field(64, ge=1)
-    """The longest answer."""
-
-
-class CheckpointConfig(Section):
-    """When the state of the run is committed."""
-
-    every: int = Field(200, ge=1)
-    """Steps between checkpoints; the last step always gives one."""
-    keep_last: int = Field(2, ge=1)
-    """Older ones are deleted."""

@@ -1,4 +1,4 @@
-"""DeepSpeed: ZeRO settings as a plain dict, and one optimizer step. The only file that imports DeepSpeed."""
+"""DeepSpeed: start, one optimizer step, save, load, consolidate. The only file that imports DeepSpeed."""
 
 import contextlib
 import io
@@ -6,7 +6,6 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,30 +17,15 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
 from sft.batches import Batch
+from sft.clock import Clock
 from sft.config import TrainConfig
-from sft.schedule import micro_batches_per_step
+from sft.loss import sums_by_source
+from sft.optimizers import make_optimizer
 from sft.world import World
+from sft.zero import deepspeed_settings
 
 STATE_FOLDER = "state"
 """The folder below a checkpoint in which DeepSpeed keeps its files."""
-
-
-def deepspeed_settings(train: TrainConfig, dtype: torch.dtype, ranks: int) -> dict[str, Any]:
-    """DeepSpeed's configuration, saying what its defaults would decide differently from release to release."""
-    settings = {
-        "train_micro_batch_size_per_gpu": train.packs_per_micro_batch,
-        "gradient_accumulation_steps": micro_batches_per_step(train, ranks),
-        "gradient_clipping": train.max_grad_norm,
-        "zero_optimization": {"stage": train.zero.stage},
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": dtype is torch.bfloat16},
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
-    if train.zero.stage > 0 or dtype is torch.float32:
-        # DeepSpeed has no such accumulation without ZeRO: stage 0 in bfloat16 adds up gradients in bfloat16.
-        settings["data_types"] = {"grad_accum_dtype": "fp32"}
-    return settings
 
 
 def start_engine(model: torch.nn.Module, train: TrainConfig, dtype: torch.dtype, world: World) -> DeepSpeedEngine:
@@ -49,15 +33,8 @@ def start_engine(model: torch.nn.Module, train: TrainConfig, dtype: torch.dtype,
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # Its shared-memory collectives for CPUs are compiled at start: slow, impossible without a compiler. gloo serves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]  # norms and biases
-    groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=train.learning_rate, betas=train.betas, fused=True
-    )
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=deepspeed_settings(train, dtype, world.size)
-    )
+    settings = deepspeed_settings(train, dtype, world.size)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=make_optimizer(model, train), config=settings)
     return engine
 
 
@@ -67,36 +44,42 @@ class StepResult:
 
     loss_sum: torch.Tensor
     """Weighted sum of cross-entropies over this rank's trained tokens, on the device."""
-    correct: torch.Tensor
-    """Trained tokens that were predicted rightly, on the device."""
-    gradient_norm: float
-    """Global norm of the gradient before clipping, the same on all ranks."""
+    stats: torch.Tensor
+    """[S, 5] `loss.sums_by_source` of this rank's trained tokens, on the device."""
+    gradient_norm: torch.Tensor
+    """Global norm of the gradient before clipping, the same on all ranks, on the device; inf where it was no number."""
 
 
 def optimizer_step(
-    engine: DeepSpeedEngine, batches: list[Batch], weight: float, learning_rate: float, world: World
+    engine: DeepSpeedEngine, batches: list[Batch], weight: float, learning_rate: float, world: World, clock: Clock
 ) -> StepResult:
     """Accumulate the gradients of all micro-batches and update the weights once (the equation is in `loss.py`).
 
     Args:
         batches: this rank's micro-batches.
         weight: N, the sum of all labels' weights in the whole step over all ranks.
+        clock: counts the parts `data`, `forward`, `backward` and `optimizer`.
     """
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
     loss_sum = torch.zeros((), device=world.device)
-    correct = torch.zeros((), dtype=torch.int64, device=world.device)
-    batches = [batch.to(world.device) for batch in batches]
+    stats: list[torch.Tensor] = []
+    with clock.part("data"):
+        batches = [batch.to(world.device) for batch in batches]
     for batch in batches:
-        batch_loss, batch_correct = engine(*batch.model_inputs)
-        engine.backward(batch_loss * world.size / weight, scale_wrt_gas=False)
+        with clock.part("forward"):
+            batch_loss, batch_stats = engine(*batch.model_inputs)
+        with clock.part("backward"):
+            engine.backward(batch_loss * world.size / weight, scale_wrt_gas=False)
+            if batch is not batches[-1]:
+                engine.step()  # counts the micro-batch
         loss_sum += batch_loss.detach()
-        correct += batch_correct
-        if batch is not batches[-1]:
-            engine.step()  # counts the micro-batch
-    gradient_norm = _norm_without_zero(engine)
-    engine.step()
-    return StepResult(loss_sum, correct, float(gradient_norm or engine.get_global_grad_norm()))
+        stats.append(sums_by_source(batch_stats, batch.targets))
+    with clock.part("optimizer"):
+        own_norm = _norm_without_zero(engine)
+        engine.step()
+    norm = engine.get_global_grad_norm() if own_norm is None else own_norm
+    return StepResult(loss_sum, torch.stack(stats).sum(0), torch.as_tensor(norm, device=world.device))
 
 
 def _norm_without_zero(engine: DeepSpeedEngine) -> torch.Tensor | None:

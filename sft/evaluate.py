@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_tools.balance import costliest_first
 from data_tools.chat import ChatTemplate
 from data_tools.plan import PackPlan
 from data_tools.store import TokenStore
@@ -23,16 +24,18 @@ PROBE_TOKENS = 128
 def validation_loss(engine: Any, store: TokenStore, plan: PackPlan, world: World) -> float | None:
     """Weighted mean cross-entropy over the trained tokens of the validation packs, over all ranks; None without packs.
 
-    Every rank takes every W-th pack, and an empty one where there is none left: ZeRO-3 needs all ranks in every pass.
+    Every rank takes every W-th pack, the costliest first, and an empty one where there is none left: ZeRO-3 needs all
+    ranks in every pass.
     """
     packs = len(plan.validation)
     if not packs:
         return None
     engine.eval()
     loss_sum = torch.zeros((), dtype=torch.float64)
+    order = costliest_first(np.arange(packs), plan.validation.cost)
     for first in range(0, packs, world.size):
-        pack = first + world.rank
-        batch = make_batch(store, plan.validation, np.array([pack] if pack < packs else [], np.int64)).to(world.device)
+        mine = order[first + world.rank : first + world.rank + 1]
+        batch = make_batch(store, plan.validation, mine).to(world.device)
         batch_loss, _ = engine(*batch.model_inputs)
         loss_sum += batch_loss.double().cpu()
     engine.train()

@@ -23,14 +23,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from sft.batches import IGNORE
+from sft.batches import Targets
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**28}
 """Logits that exist at the same time: few enough for a CPU's caches, many enough to keep a GPU busy."""
 
 
 class TrainedTokensLoss(torch.autograd.Function):
-    """hidden [K, H], weight [V, H], labels [K], what they count [K] → (sum of losses, tokens predicted rightly)."""
+    """hidden [K, H], weight [V, H], labels [K], what they count [K] → (weighted sum of losses, stats [3, K]).
+
+    The stats, float32 and without gradient, are of every label: its loss, whether it was predicted rightly (1 or 0),
+    and the entropy of the prediction in nats.
+    """
 
     @staticmethod
     def forward(
@@ -42,8 +46,7 @@ class TrainedTokensLoss(torch.autograd.Function):
         with_gradient: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Go through the kept positions in chunks; keep the gradients of both inputs where they are wanted."""
-        loss = hidden.new_zeros((), dtype=torch.float32)
-        correct = hidden.new_zeros((), dtype=torch.int64)
+        stats = torch.empty(3, len(labels), dtype=torch.float32, device=hidden.device)
         hidden_grad = torch.empty_like(hidden) if with_gradient else None
         weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if with_gradient else None
         chunk = max(16, CHUNK_LOGITS[weight.device.type] // len(weight))
@@ -55,22 +58,23 @@ class TrainedTokensLoss(torch.autograd.Function):
             probabilities = torch.softmax(logits, -1)
             # log Σ exp(logits), from the largest probability: it is at least 1 / V, so its logarithm is exact enough.
             log_sum = best.values - probabilities.gather(1, best.indices).log()
-            losses = log_sum - label_logit
-            counts = None if label_weights is None else label_weights[rows, None]
-            loss += (losses if counts is None else losses * counts).sum()
-            correct += (best.indices == label).sum()
+            stats[0, rows] = (log_sum - label_logit).squeeze(1)
+            stats[1, rows] = (best.indices == label).squeeze(1)
+            stats[2, rows] = log_sum.squeeze(1) - torch.linalg.vecdot(probabilities, logits)
             if hidden_grad is not None and weight_grad is not None:
                 # d loss / d logits = (softmax - one-hot) · what the label counts
                 gradient = probabilities.scatter_add_(1, label, -torch.ones_like(log_sum))
-                gradient = (gradient if counts is None else gradient.mul_(counts)).to(weight.dtype)
+                if label_weights is not None:
+                    gradient.mul_(label_weights[rows, None])
+                gradient = gradient.to(weight.dtype)
                 hidden_grad[rows] = gradient @ weight
                 if weight.dtype is weight_grad.dtype:
                     weight_grad.addmm_(gradient.t(), hidden[rows])
                 else:
                     weight_grad += gradient.t() @ hidden[rows]  # the product in bfloat16, the sum over chunks not
         ctx.gradients = (hidden_grad, weight_grad)
-        ctx.mark_non_differentiable(correct)
-        return loss, correct
+        ctx.mark_non_differentiable(stats)
+        return (stats[0] if label_weights is None else stats[0] * label_weights).sum(), stats
 
     @staticmethod
     def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
@@ -92,17 +96,28 @@ def install_loss_head(model: torch.nn.Module) -> None:
 def _head_forward(
     head: torch.nn.Linear,
     hidden: torch.Tensor,
+    places: torch.Tensor | None = None,
     labels: torch.Tensor | None = None,
     weights: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """hidden [1, T, H] → logits [1, T, V], or with labels (and weights) [1, T] loss and right tokens."""
-    if labels is None:
+    """hidden [1, T, H] → logits [1, T, V], or with `batches.Targets` the loss and stats of `TrainedTokensLoss`."""
+    if places is None:
         return F.linear(hidden, head.weight, head.bias)
-    kept = (labels.reshape(-1) != IGNORE).nonzero().squeeze(1)
-    kept_hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, kept)
-    kept_labels = labels.reshape(-1).index_select(0, kept)
-    kept_weights = None if weights is None else weights.reshape(-1).index_select(0, kept)
+    kept = hidden.reshape(-1, hidden.shape[-1]).index_select(0, places)
     result: tuple[torch.Tensor, torch.Tensor] = TrainedTokensLoss.apply(  # type: ignore[no-untyped-call]
-        kept_hidden, head.weight, kept_labels, kept_weights, torch.is_grad_enabled()
+        kept, head.weight, labels, weights, torch.is_grad_enabled()
     )
     return result
+
+
+LOSS, WEIGHT, RIGHT, ENTROPY, COUNT = range(5)
+"""The columns of `sums_by_source`: Σ loss · weight, Σ weight, tokens predicted rightly, Σ entropy, labels."""
+
+
+def sums_by_source(stats: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """stats [3, K] of a batch → [S, 5] float64 sums over the labels of each source, on the device."""
+    losses, right, entropies = stats
+    ones = torch.ones_like(losses)
+    weights = ones if targets.weights is None else targets.weights
+    columns = torch.stack([losses * weights, weights, right, entropies, ones], 1).double()
+    return columns.new_zeros(targets.source_count, 5).index_add_(0, targets.sources, columns)

@@ -1,5 +1,7 @@
 """Load or build the causal language model, and give it the packed forward pass."""
 
+import hashlib
+import json
 from typing import Any
 
 import torch
@@ -9,12 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from data_tools.errors import UserError
 from sft.attention import PACKED
-from sft.config import ModelConfig
+from sft.config_model import ModelConfig
 from sft.loss import install_loss_head
 
 
 class PackedCausalLM(torch.nn.Module):
-    """A causal language model that takes packed rows and returns (sum of losses, number of right tokens)."""
+    """A causal language model that takes packed rows and returns (sum of losses, stats of every label)."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -25,17 +27,17 @@ class PackedCausalLM(torch.nn.Module):
     def forward(
         self,
         input_ids: torch.Tensor,
-        labels: torch.Tensor,
-        weights: torch.Tensor | None,
         positions: torch.Tensor,
         borders: torch.Tensor,
         longest: int,
+        places: torch.Tensor,
+        labels: torch.Tensor,
+        weights: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One micro-batch; arguments as in `batches.Batch`."""
+        """One micro-batch; arguments as in `batches.Batch` and its `Targets`, results of `TrainedTokensLoss`."""
         hidden = self._hidden(input_ids, positions, borders, longest)
-        result: tuple[torch.Tensor, torch.Tensor] = self.model.get_output_embeddings()(
-            hidden, labels=labels, weights=weights
-        )
+        head = self.model.get_output_embeddings()
+        result: tuple[torch.Tensor, torch.Tensor] = head(hidden, places=places, labels=labels, weights=weights)
         return result
 
     def logits(
@@ -101,6 +103,12 @@ def load_model(
     return model
 
 
+def model_hash(model: torch.nn.Module) -> str:
+    """A digest of the names and shapes of all parameters: what the weights of a checkpoint fit into."""
+    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    return hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()
+
+
 def check_length(config: PretrainedConfig, max_length: int) -> None:
     """A model has positions for a certain length.
 
@@ -151,40 +159,3 @@ def _random_config(keys: dict[str, Any], tokenizer: PreTrainedTokenizerBase, voc
     except (StrictDataclassError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"model.config: {architecture} refuses it: {reason}") from None
-
-
-def check_documents_are_apart(packed: PackedCausalLM, device: torch.device) -> None:
-    """Try a packed row of three documents: changing the first must change no logit of the others, to the last bit, and
-    each must have the logits that plain transformers gives it alone.
-
-    This finds what packing would train silently wrong: layers that carry a state from one document into the next
-    (linear attention, convolutions), attention with sinks or soft caps, heads that scale or cap their logits.
-
-    Raises:
-        UserError: this model cannot be trained in packs.
-    """
-    model = packed.model
-    rows = model.config.get_text_config().vocab_size
-    row = (torch.arange(17, device=device)[None] * 7919 + 1) % rows
-    changed = torch.cat([rows - 1 - row[:, :7], row[:, 7:]], 1)
-    borders = torch.tensor([0, 7, 8, 17], dtype=torch.int32, device=device)
-    positions = torch.cat([torch.arange(length, device=device) for length in (7, 1, 9)])[None]
-    was_training = packed.training
-    packed.eval()
-    with torch.no_grad():
-        together = packed.logits(row, positions, borders, 9)
-        after_change = packed.logits(changed, positions, borders, 9)
-        model.set_attn_implementation("eager")
-        alone = torch.cat([model(document, use_cache=False).logits for document in row.split([7, 1, 9], 1)], 1)
-        model.set_attn_implementation(PACKED)
-    packed.train(was_training)
-    if not torch.equal(together[:, 7:], after_change[:, 7:]):
-        raise UserError(
-            f"{model.config.model_type} lets documents of a pack see each other; choose a plain attention architecture"
-        )
-    difference = float((together.float() - alone.float()).abs().max() / alone.float().abs().max())
-    if not difference <= (1e-3 if together.dtype is torch.float32 else 5e-2):
-        raise UserError(
-            f"{model.config.model_type} computes other logits in packs than alone (by {difference:.0%}): its attention "
-            f"or output layer does what the packed forward pass does not; choose a plain attention architecture"
-        )

@@ -11,7 +11,9 @@ from data_tools.errors import UserError
 from data_tools.mirror import open_store
 from data_tools.plan import PackPlan
 from data_tools.store import TokenStore
-from sft.config import CheckpointConfig, EvaluateConfig, ModelConfig, TrainConfig
+from sft.config import TrainConfig
+from sft.config_model import ModelConfig
+from sft.config_watch import CheckpointConfig, EvaluateConfig, TrackConfig
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class TrainingRun:
     train: TrainConfig
     evaluate: EvaluateConfig
     checkpoint: CheckpointConfig
+    track: TrackConfig
 
     @classmethod
     def open(cls, folder: Path) -> "TrainingRun":
@@ -47,6 +50,7 @@ class TrainingRun:
             train=TrainConfig(**sections["train"]),
             evaluate=EvaluateConfig(**sections["evaluate"]),
             checkpoint=CheckpointConfig(**sections["checkpoint"]),
+            track=tuple(sections.get("track", ())),
         )
         if run.plan.facts["store"] != run.store.fingerprint:
             raise UserError(

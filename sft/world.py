@@ -24,7 +24,7 @@ class World:
 
     def sum(self, *values: torch.Tensor | float) -> list[float]:
         """Add up numbers over all ranks, in one collective."""
-        total = torch.stack([torch.as_tensor(value, dtype=torch.float64).cpu() for value in values]).to(self.device)
+        total = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values])
         if self.size > 1:
             dist.all_reduce(total)
         return [float(value) for value in total.tolist()]

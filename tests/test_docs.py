@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,6 +17,10 @@ from transformers import SmolLM3Config
 from data_tools.config import DataConfig, Section, SourceConfig, TokenizerTraining, ValidationConfig
 from data_tools.plan import PackPlan
 from data_tools.store import TokenStore
+from launcher.config import RunConfig
+from sft.config import ScheduleConfig, TrainConfig, ZeroConfig
+from sft.config_model import ModelConfig
+from sft.config_watch import CheckpointConfig, EvaluateConfig
 from tests.data_tools.hub_server import Repository, serving
 
 ROOT = Path(__file__).parent.parent
@@ -115,12 +120,44 @@ def recipe_splits() -> list[str]:
     return re.findall(r"split: ([\w.]+)", text)
 
 
-@pytest.mark.parametrize("section", [SourceConfig, DataConfig, ValidationConfig, TokenizerTraining])
+SECTIONS: dict[type[Section], tuple[str, str]] = {
+    DataConfig: ("data.md", ""),
+    SourceConfig: ("data.md", ""),
+    ValidationConfig: ("data.md", "validation."),
+    TokenizerTraining: ("data.md", "tokenizer."),
+    ModelConfig: ("training.md", "model."),
+    TrainConfig: ("training.md", "train."),
+    ScheduleConfig: ("training.md", "train.schedule."),
+    ZeroConfig: ("training.md", "train.zero."),
+    EvaluateConfig: ("training.md", "evaluate."),
+    CheckpointConfig: ("training.md", "checkpoint."),
+}
+"""Of every section its page, and what stands before the names of its settings there."""
+
+
+@pytest.mark.parametrize("section", SECTIONS)
 def test_the_reference_names_every_setting_and_its_default(section: type[Section]) -> None:
-    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    page, prefix = SECTIONS[section]
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     rows = {name: line for line in text.splitlines() if line.startswith("| `") for name in [line.split("`")[1]]}
-    prefix = {DataConfig: "", SourceConfig: "", ValidationConfig: "validation.", TokenizerTraining: "tokenizer."}
     for name, setting in section.model_fields.items():
-        row = rows[prefix[section] + name]
+        if type(setting.default) in SECTIONS and page == "training.md":
+            continue  # its settings have rows of their own
+        row = rows[prefix + name]
         if isinstance(setting.default, str | int | float) and not isinstance(setting.default, bool):
             assert f"`{setting.default}`" in row.split("|")[2], row
+
+
+def test_no_section_of_a_run_is_left_out() -> None:
+    found, waiting = set(), [RunConfig]
+    while waiting:
+        section = waiting.pop()
+        found.add(section)
+        waiting += [inner for field in section.model_fields.values() for inner in sections_in(field.annotation)]
+    assert found - {RunConfig} == set(SECTIONS)
+
+
+def sections_in(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [inner for argument in get_args(annotation) for inner in sections_in(argument)]

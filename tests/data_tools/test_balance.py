@@ -24,6 +24,22 @@ def test_an_epoch_has_every_pack_once(costs: list[float], packs_per_step: int, e
     assert sorted(order.tolist()) == list(range(len(costs)))
 
 
+@given(st.lists(st.floats(1, 1e6), min_size=1, max_size=100), st.integers(1, 12), st.integers(0, 3))
+def test_a_run_begins_with_the_costliest_pack_of_a_complete_step(
+    costs: list[float], packs_per_step: int, seed: int
+) -> None:
+    values = np.array(costs)
+    order = order_of_epoch(values, packs_per_step, seed, 0)
+    complete = values[order[: len(costs) // packs_per_step * packs_per_step]]
+    assert complete[:packs_per_step].max(initial=0) == complete.max(initial=0)
+
+
+def test_only_in_later_epochs_the_incomplete_step_may_have_the_costliest_packs() -> None:
+    costs = np.linspace(100, 200, 83)
+    for seed in range(40):
+        assert costs[order_of_epoch(costs, 8, seed, 0)[:8]].max() > 198
+
+
 @pytest.mark.parametrize("ranks", [8, 64])
 @pytest.mark.parametrize("cap", [4096, 32768])
 def test_ranks_work_equally_where_random_order_lets_them_wait(ranks: int, cap: int) -> None:

@@ -68,6 +68,11 @@ def test_size_of_a_step_counts_its_documents(plan: PackPlan, store: TokenStore) 
     assert size.tokens == store.index["length"][documents].sum()
     assert size.trained_tokens == store.index["trained"][documents].sum()
     assert size.weight == size.trained_tokens, "without weights every label counts 1"
+    assert size.pairs == (store.index["length"][documents].astype(np.int64) ** 2).sum()
+
+
+def test_without_a_cost_of_attention_no_pairs_are_known(store: TokenStore, tmp_path: Path) -> None:
+    assert make_plan(store, replace(SETTINGS, attention_cost=0.0), tmp_path).size_of_step(0).pairs == 0
 
 
 def test_weights_of_labels_add_up(weighted_store: TokenStore, tmp_path: Path) -> None:

@@ -5,6 +5,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from data_tools.plan import NO_PACK, PackPlan, PackTable
 from data_tools.store import TokenStore
+from sft.batches import Batch
+
+IGNORE = -100
+"""Stands where nothing is learnt."""
 
 
 def tiny_llama(tied: bool, vocab_size: int = 400) -> LlamaForCausalLM:
@@ -34,6 +38,20 @@ def loss_alone(model: LlamaForCausalLM, store: TokenStore, document: int) -> tor
     logits = model(input_ids).logits[0, :-1]
     losses = torch.nn.functional.cross_entropy(logits, input_ids[0, 1:], reduction="none")
     return (losses * weights[1:]).sum()
+
+
+def labels_of(batch: Batch) -> torch.Tensor:
+    """[1, T]: at each place the token that is learnt there, or `IGNORE`."""
+    labels = torch.full_like(batch.input_ids, IGNORE)
+    labels[0, batch.targets.places] = batch.targets.labels
+    return labels
+
+
+def weights_of(batch: Batch) -> torch.Tensor:
+    """[1, T]: what the loss of each place counts; 0 where nothing is learnt."""
+    weights = torch.zeros(batch.input_ids.shape)
+    weights[0, batch.targets.places] = 1.0 if batch.targets.weights is None else batch.targets.weights
+    return weights
 
 
 def documents_of(table: PackTable, packs: list[int]) -> list[int]:

@@ -14,6 +14,7 @@ from tests.ranks import run_ranks
 def train_and_resume(world: World, store: str, plan: str, folder: str) -> dict[str, Any]:
     """By stage: losses of two steps, the second again after a resume, and the names of the consolidated weights."""
     from sft.batches import make_batch
+    from sft.clock import Clock
     from sft.config import TrainConfig
     from sft.engine import consolidated_weights, load_engine, optimizer_step, save_engine, start_engine
     from sft.model import PackedCausalLM
@@ -25,7 +26,7 @@ def train_and_resume(world: World, store: str, plan: str, folder: str) -> dict[s
         mine = packs.micro_batches(number, world.rank, world.size, 1)
         batches = [make_batch(tokens, packs.train, micro_batch) for micro_batch in mine]
         size = packs.size_of_step(number)
-        return world.sum(optimizer_step(engine, batches, size.weight, 1e-3, world).loss_sum)[0]
+        return world.sum(optimizer_step(engine, batches, size.weight, 1e-3, world, Clock()).loss_sum)[0]
 
     report = {}
     for stage in (0, 1, 2, 3):

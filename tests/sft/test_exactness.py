@@ -25,7 +25,8 @@ def gradient_errors(world: World, store: str, plan: str, stage: int) -> dict[str
     """Relative error of the gradient (seen as an SGD update) and of the loss, for tied and untied embeddings."""
     import deepspeed
 
-    from sft.batches import IGNORE, make_batch
+    from sft.batches import make_batch
+    from sft.clock import Clock
     from sft.config import TrainConfig
     from sft.engine import optimizer_step, start_engine
     from sft.model import PackedCausalLM
@@ -48,7 +49,7 @@ def gradient_errors(world: World, store: str, plan: str, stage: int) -> dict[str
         mine = packs.micro_batches(step, world.rank, world.size, 1)
         batches = [make_batch(tokens, packs.train, micro_batch) for micro_batch in mine]
         size = packs.size_of_step(step)
-        result = optimizer_step(engine, batches, size.weight, LEARNING_RATE, world)
+        result = optimizer_step(engine, batches, size.weight, LEARNING_RATE, world, Clock())
         (loss_sum,) = world.sum(result.loss_sum)
 
         documents = documents_of(packs.train, [int(p) for p in packs.packs_of_step(step) if p != NO_PACK])
@@ -64,9 +65,9 @@ def gradient_errors(world: World, store: str, plan: str, stage: int) -> dict[str
                 error = max(error, float((gradient - gradients[name]).abs().max()) / largest)
         report["errors"][str(tied)] = error
         expected_norm = torch.nn.utils.get_total_norm(list(gradients.values()))
-        report["norms"][str(tied)] = result.gradient_norm / float(expected_norm)
+        report["norms"][str(tied)] = float(result.gradient_norm / expected_norm)
         report["weight"], report["trained"] = size.weight, size.trained_tokens
-        report["labels"] = [int((batch.labels != IGNORE).sum()) for batch in batches]
+        report["labels"] = [len(batch.targets.labels) for batch in batches]
     return report
 
 

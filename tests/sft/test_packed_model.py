@@ -13,9 +13,10 @@ from data_tools.errors import UserError
 from data_tools.plan import PackPlan
 from data_tools.store import TokenStore
 from sft.attention import PACKED
-from sft.batches import IGNORE, make_batch
-from sft.loss import CHUNK_LOGITS, TrainedTokensLoss
-from sft.model import PackedCausalLM, check_documents_are_apart
+from sft.batches import make_batch
+from sft.loss import CHUNK_LOGITS, COUNT, ENTROPY, LOSS, RIGHT, WEIGHT, TrainedTokensLoss, sums_by_source
+from sft.model import PackedCausalLM
+from sft.self_test import check_documents_are_apart
 from tests.sft.models import crowded_packs, documents_of, loss_alone, tiny_llama
 
 
@@ -76,23 +77,37 @@ def test_a_sliding_window_is_kept(store: TokenStore, plan: PackPlan) -> None:
             torch.testing.assert_close(logits[start:end], alone(batch.input_ids[:, start:end]).logits[0])
 
 
-def test_the_head_counts_right_tokens(store: TokenStore, plan: PackPlan) -> None:
-    model = tiny_llama(tied=True)
-    packed = PackedCausalLM(model).eval()
+def test_the_head_tells_loss_hit_and_entropy_of_every_label(store: TokenStore, plan: PackPlan) -> None:
+    packed = PackedCausalLM(tiny_llama(tied=True)).eval()
     batch = make_batch(store, plan.train, np.array(crowded_packs(plan.train, 1)))
+    targets = batch.targets
     with torch.no_grad():
-        logits = packed.logits(batch.input_ids, batch.positions, batch.borders, batch.longest)
-        _, correct = packed(*batch.model_inputs)
-        best = torch.where(batch.labels == IGNORE, IGNORE, logits.argmax(-1))
-        easy = replace(batch, labels=make_easy(batch.labels, best))
-        _, all_correct = packed(*easy.model_inputs)
-    assert int(correct) == int(((best == batch.labels) & (batch.labels != IGNORE)).sum())
-    assert int(all_correct) == int((batch.labels != IGNORE).sum()) > 0
+        logits = packed.logits(batch.input_ids, batch.positions, batch.borders, batch.longest)[0, targets.places]
+        loss, stats = packed(*batch.model_inputs)
+        easy = replace(batch, targets=replace(targets, labels=logits.argmax(-1)))
+        _, all_right = packed(*easy.model_inputs)
+    losses = torch.nn.functional.cross_entropy(logits, targets.labels, reduction="none")
+    torch.testing.assert_close(stats[0], losses)
+    torch.testing.assert_close(stats[1], (logits.argmax(-1) == targets.labels).float())
+    torch.testing.assert_close(stats[2], torch.distributions.Categorical(logits=logits).entropy())
+    torch.testing.assert_close(loss, losses.sum())
+    assert all_right[1].sum() == len(targets.labels) > 0
 
 
-def make_easy(labels: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-    """The labels that the model predicts anyway."""
-    return torch.where(labels == IGNORE, labels, best)
+def test_sums_by_source_are_those_of_each_source_alone(store: TokenStore, plan: PackPlan) -> None:
+    batch = make_batch(store, plan.train, np.array(crowded_packs(plan.train, 2)))
+    count = len(batch.targets.labels)
+    sources, weights = torch.arange(count) % 3, torch.rand(count)
+    stats = torch.rand(3, count)
+    sums = sums_by_source(stats, replace(batch.targets, sources=sources, weights=weights, source_count=4))
+    assert sums.shape == (4, 5) and not sums[3].any()
+    for source in range(3):
+        chosen = sources == source
+        assert sums[source, COUNT] == chosen.sum()
+        for column, values in ((LOSS, stats[0] * weights), (WEIGHT, weights), (RIGHT, stats[1]), (ENTROPY, stats[2])):
+            torch.testing.assert_close(sums[source, column], values[chosen].double().sum())
+    unweighted = sums_by_source(stats, replace(batch.targets, sources=sources, weights=None, source_count=3))
+    torch.testing.assert_close(unweighted[:, WEIGHT], unweighted[:, COUNT])
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -121,9 +136,10 @@ def test_the_head_is_cross_entropy_in_any_number_of_chunks(
 def test_a_row_without_labels_has_loss_zero_and_gradient_zero(store: TokenStore, plan: PackPlan) -> None:
     packed = PackedCausalLM(tiny_llama(tied=False))
     batch = make_batch(store, plan.train, np.array([], dtype=np.int64))
-    loss, correct = packed(*batch.model_inputs)
+    loss, stats = packed(*batch.model_inputs)
     loss.backward()
-    assert (float(loss.detach()), int(correct)) == (0.0, 0)
+    assert float(loss.detach()) == 0.0 and stats.shape == (3, 0)
+    assert not sums_by_source(stats, batch.targets).any()
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in packed.parameters())
     assert packed.model.get_output_embeddings().weight.grad is not None
 

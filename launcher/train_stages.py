@@ -1,0 +1,75 @@
+"""The stages from training on, one function each: configuration in, facts out. Each imports its work when it runs."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+
+from launcher.config import RunConfig
+from launcher.run_folder import check_may_start, summary
+from launcher.stages import plan_stage
+from sft.record import STATUS
+
+
+def train_stage(config: RunConfig, console: Console, ranks: int, resuming: bool) -> dict[str, Any]:
+    """Token store → checkpoints and metrics; plans first, which takes no time."""
+    check_may_start(config, resuming)
+    plan_stage(config, console, ranks, everything=False)
+    return train_planned(config, console, ranks, resuming)
+
+
+def train_planned(config: RunConfig, console: Console, ranks: int, resuming: bool) -> dict[str, Any]:
+    """Pack plan → checkpoints and metrics."""
+    from launcher.backends.local import run_ranks
+    from launcher.follow import following
+
+    started = time.perf_counter()
+    (config.folder / STATUS).unlink(missing_ok=True)
+    with following(config.folder, ranks, console) as look:
+        run_ranks(config.folder, ranks, resuming, while_running=look)
+    facts = {"run": str(config.folder), **summary(config.folder), "seconds": round(time.perf_counter() - started, 2)}
+    validation = facts["validation_loss"]
+    console.print(
+        f"[green]trained[/] {facts['step']:,} steps in {facts['seconds']:.0f} s: loss {facts['loss']:.3f}"
+        + (f", validation loss {validation:.3f}" if validation is not None else "")
+        + f" → {config.folder}"
+    )
+    return facts
+
+
+def export_stage(config: RunConfig, console: Console) -> dict[str, Any]:
+    """Newest checkpoint → Hugging Face folder."""
+    from sft.export import export_model
+    from sft.run import TrainingRun
+
+    with console.status("exporting and comparing with the trained model"):
+        model = export_model(TrainingRun.open(config.folder))
+    console.print(f"[green]exported[/] → {model} (reloaded, its logits are those of the trained model)")
+    return {"model": str(model)}
+
+
+def generate_stage(config: RunConfig, console: Console, prompts: list[str]) -> dict[str, Any]:
+    """Answers of the exported model."""
+    from sft.generate import generate_answers
+
+    with console.status("answering"):
+        answers = generate_answers(
+            config.folder / "model",
+            prompts or config.evaluate.samples,
+            config.evaluate.max_new_tokens,
+            config.data.template_date,
+        )
+    for sample in answers:
+        console.print(sample["prompt"], style="bold", markup=False)
+        console.print(sample["answer"] or "(nothing)", markup=False, highlight=False)
+    return {"answers": answers}
+
+
+def report_stage(config: RunConfig, console: Console) -> dict[str, Any]:
+    """Metrics and samples → report.html and loss.png."""
+    from sft.insight.report import write_report
+    from sft.run import TrainingRun
+
+    report = write_report(TrainingRun.open(config.folder))
+    console.print(f"[green]reported[/] → {report}")
+    return {"report": str(report)}

@@ -1,0 +1,30 @@
+"""Settings of what is looked at and kept while a run trains: evaluations, checkpoints, trackers."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from data_tools.config import Section
+
+TrackConfig = tuple[Literal["wandb", "trackio", "tensorboard", "mlflow"], ...]
+"""Where metrics go besides metrics.jsonl."""
+
+
+class EvaluateConfig(Section):
+    """What is looked at besides the training loss, before the first step, at intervals, and after the last."""
+
+    every: int | None = Field(None, ge=1)
+    """Steps between evaluations; by default only the first and the last."""
+    samples: tuple[str, ...] = ("What can you help me with?",)
+    """Prompts that are answered at each evaluation."""
+    max_new_tokens: int = Field(64, ge=1)
+    """The longest answer."""
+
+
+class CheckpointConfig(Section):
+    """When the state of the run is committed."""
+
+    every: int = Field(200, ge=1)
+    """Steps between checkpoints; the first and the last step always give one."""
+    keep_last: int = Field(2, ge=1)
+    """Older ones are deleted."""

@@ -1,0 +1,135 @@
+"""A run in memory, and what the loop does with it besides optimizer steps."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from data_tools.chat import ChatTemplate
+from data_tools.errors import UserError
+from data_tools.tokenizer import load_tokenizer
+from sft.batches import Batch, make_batch
+from sft.checkpoint import Progress, commit_checkpoint, resume
+from sft.engine import start_engine
+from sft.evaluate import probe_logits, sample_answers, validation_loss
+from sft.metrics import Interval
+from sft.model import PackedCausalLM, check_length, compute_dtype, load_model, model_hash
+from sft.record import RunRecord
+from sft.run import TrainingRun
+from sft.schedule import learning_rate_at, micro_batches_per_step
+from sft.self_test import check_documents_are_apart
+from sft.world import World
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run in memory on one rank."""
+
+    run: TrainingRun
+    world: World
+    engine: Any
+    tokenizer: PreTrainedTokenizerBase
+    template: ChatTemplate
+    record: RunRecord
+    model_hash: str
+
+    def fresh(self) -> Progress:
+        """Begin at step 0 with a look at the untrained model."""
+        self.record.rewind(-1)
+        return self.evaluate(
+            Progress(
+                step=0,
+                tokens=0,
+                trained_tokens=0,
+                plan_hash=self.run.plan.hash,
+                model_hash=self.model_hash,
+                zero_stage=self.run.train.zero.stage,
+                ranks=self.world.size,
+                evaluated=False,
+                validations=(),
+                trackers={},
+            )
+        )
+
+    def restore(self) -> Progress:
+        """Go on from the newest good checkpoint, or begin when there is none."""
+        progress = resume(self.engine, self.run.checkpoints, self.run.plan.hash, self.run.train.zero.stage, self.world)
+        if progress is None:
+            return self.fresh()
+        self.record.rewind(progress.step)
+        self.record.status("training", progress.step)
+        return progress
+
+    def batches(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of a step, from 0."""
+        plan, world = self.run.plan, self.world
+        shares = plan.micro_batches(step, world.rank, world.size, self.run.train.packs_per_micro_batch)
+        return [make_batch(self.run.store, plan.train, packs) for packs in shares]
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of a step, from 0."""
+        return learning_rate_at(step, self.run.total_steps, self.run.train.learning_rate, self.run.train.schedule)
+
+    def log(self, progress: Progress, interval: Interval) -> None:
+        """Write one line of metrics.
+
+        Raises:
+            UserError: a gradient since the last line was not finite.
+        """
+        self.record.log(
+            {
+                "step": progress.step,
+                "epoch": progress.step / self.run.plan.steps_per_epoch,
+                **interval.summary(progress.step),
+                "learning_rate": self.learning_rate(progress.step - 1),
+                "num_tokens": progress.tokens,
+            }
+        )
+
+    def evaluate(self, progress: Progress) -> Progress:
+        """Validation loss and sample answers; what was found is part of the progress."""
+        step = progress.step
+        self.record.status("evaluating", step)
+        loss = validation_loss(self.engine, self.run.store, self.run.plan, self.world)
+        if loss is not None:
+            self.record.log({"step": step, "validation_loss": loss, "perplexity": math.exp(min(loss, 700.0))})
+            progress = replace(progress, validations=(*progress.validations, (step, loss)))
+        settings, model = self.run.evaluate, self.engine.module
+        synced = self.run.train.zero.stage == 3  # all ranks go through the layers together, to the longest answer
+        answers = sample_answers(
+            model, self.tokenizer, self.template, settings.samples, settings.max_new_tokens, self.world.device, synced
+        )
+        self.record.samples(step, answers)
+        self.record.status("training", step)
+        return replace(progress, evaluated=True)
+
+    def save(self, progress: Progress) -> None:
+        """Commit a checkpoint."""
+        self.record.status("saving", progress.step)
+        probe = probe_logits(self.engine.module, self.run.store, self.world.device)
+        keep = self.run.checkpoint.keep_last
+        commit_checkpoint(self.engine, self.run.checkpoints, progress, probe, self.world, keep)
+        self.record.status("training", progress.step)
+
+
+def start_session(run: TrainingRun, world: World) -> Session:
+    """Load model and tokenizer and start the engine.
+
+    Raises:
+        UserError: the run cannot be trained as it is configured.
+    """
+    micro_batches_per_step(run.train, world.size)  # says at once when the packs cannot be shared out
+    if run.track:
+        raise UserError(f"track: {run.track[0]} is not written to yet; leave track out, metrics.jsonl has everything")
+    record = RunRecord(run.folder, run.total_steps, writes=world.is_main)
+    record.status("loading", 0)
+    tokenizer = load_tokenizer(str(run.store.folder / "tokenizer"))
+    template = ChatTemplate(str(tokenizer.chat_template), tokenizer.special_tokens_map, run.template_date)
+    dtype = compute_dtype(run.model, world.device)
+    model = PackedCausalLM(load_model(run.model, tokenizer, run.store.vocab_size, dtype, run.train.seed))
+    check_length(model.model.config, run.plan.settings.max_length)
+    check_documents_are_apart(model.to(world.device), world.device)
+    shapes = model_hash(model)  # before ZeRO-3 splits them
+    engine = start_engine(model, run.train, dtype, world)
+    return Session(run, world, engine, tokenizer, template, record, shapes)
