@@ -24,6 +24,7 @@ TRAIN = [
     "deepspeed>=0.19.8,<0.20",
     "jinja2>=3.1.6,<4",
     "matplotlib>=3.10,<4",
+    "sentencepiece>=0.2.3,<0.3",
     "torch>=2.13,<3",
     "transformers>=5.23,<6",
 ]

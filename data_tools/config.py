@@ -98,7 +98,7 @@ class DataConfig(Section):
 
     sources: list[SourceConfig] = Field(min_length=1)
     tokenizer: Location | TokenizerTraining
-    """A folder or hub id, or `{vocab_size: …}` to train a small one."""
+    """A folder, hub id or SentencePiece model, or `{vocab_size: …}` to train a small one."""
     tokenizer_revision: str | None = None
     """A commit, tag or branch of the tokenizer on the hub."""
     store: Location | None = None
@@ -121,7 +121,8 @@ class DataConfig(Section):
     """Control tokens such as `<|im_end|>` inside messages: encode them as such, encode them as plain text, or reject
     the row."""
     encoder: Literal["auto", "gigatoken", "tokenizers"] = "auto"
-    """What encodes text; auto: gigatoken where it is installed and agrees with the tokenizer on this data."""
+    """What encodes text; auto: gigatoken where it is installed and agrees with the tokenizer on this data, and
+    sentencepiece where the tokenizer is nothing but a SentencePiece model."""
     max_reject_fraction: float = Field(0.05, ge=0, le=1)
     """More rejected rows than this share stop the preparation."""
 

@@ -8,13 +8,14 @@ bytes of each token are taken from the vocabulary.
 """
 
 import codecs
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from data_tools.errors import UserError
 
@@ -41,25 +42,43 @@ class TokenDecoder:
     """The vocabulary of a store's tokenizer.
 
     Args:
-        folder: with `tokenizer.json`.
+        folder: with `tokenizer.json`, or with `tokenizer.model` and `tokenizer_config.json`.
 
     Raises:
         UserError: there is none.
     """
 
     def __init__(self, folder: Path) -> None:
-        file = folder / "tokenizer.json"
+        file, model = folder / "tokenizer.json", folder / "tokenizer.model"
+        if model.exists() and not file.exists():
+            file, read = model, self._read_pieces
+        else:
+            read = self._read_tokenizer
         try:
-            self._tokenizer = Tokenizer.from_file(str(file))
+            added = read(file)
         except Exception as error:  # the tokenizers library raises plain Exceptions
             raise UserError(f"cannot read {file}: {error}; copy the store again, or prepare it anew") from None
-        added = self._tokenizer.get_added_tokens_decoder()
         # Some vocabularies add runs of spaces this way; they are plain text.
         self._control = {id: token.content for id, token in added.items() if token.special or token.content.strip()}
-        decoder = repr(self._tokenizer.decoder)
+        self._known: dict[int, bytes] = {}
+
+    def _read_tokenizer(self, file: Path) -> dict[int, AddedToken]:
+        tokenizer = Tokenizer.from_file(str(file))
+        decoder = repr(tokenizer.decoder)
         self._byte_level = "ByteLevel" in decoder
         self._sentencepiece = "▁" in decoder
-        self._known: dict[int, bytes] = {}
+        self._token, self._decode = tokenizer.id_to_token, tokenizer.decode
+        added: dict[int, AddedToken] = tokenizer.get_added_tokens_decoder()
+        return added
+
+    def _read_pieces(self, file: Path) -> dict[int, AddedToken]:
+        from sentencepiece import SentencePieceProcessor  # most stores need it not
+
+        model = SentencePieceProcessor(model_file=str(file))
+        self._byte_level, self._sentencepiece = False, True
+        self._token = lambda id: model.id_to_piece(id) if 0 <= id < len(model) else None
+        settings = json.loads((file.parent / "tokenizer_config.json").read_text(encoding="utf-8"))
+        return {int(id): AddedToken(**token) for id, token in settings["added_tokens_decoder"].items()}
 
     def pieces(self, ids: Iterable[int]) -> list[Piece]:
         """All tokens of a run, in order; a character that the run's borders cut is U+FFFD."""
@@ -71,11 +90,11 @@ class TokenDecoder:
                 pieces += self._whole_characters(group)
             else:
                 members = list(group)
-                pieces.append(Piece(members, self._tokenizer.decode(members, skip_special_tokens=False), False))
+                pieces.append(Piece(members, self._decode(members, skip_special_tokens=False), False))
         return pieces
 
     def _is_control(self, id: int) -> bool:
-        return id in self._control or self._tokenizer.id_to_token(id) is None
+        return id in self._control or self._token(id) is None
 
     def _whole_characters(self, ids: Iterable[int]) -> Iterator[Piece]:
         utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -92,7 +111,7 @@ class TokenDecoder:
 
     def _bytes(self, id: int) -> bytes:
         if id not in self._known:
-            token = self._tokenizer.id_to_token(id)
+            token = self._token(id)
             assert token is not None, "unknown ids are shown as control tokens"
             self._known[id] = self._bytes_of(token)
         return self._known[id]

@@ -43,7 +43,7 @@ class Making:
     sources: tuple[SourceConfig, ...]
     """In the manifest's order, with their formats."""
     engine: str
-    """What encodes: `gigatoken` or `tokenizers`."""
+    """What encodes: `gigatoken`, `tokenizers` or `sentencepiece`."""
     sampled_every: int
     """One row of so many is proved by the tokenizer and the template themselves."""
 

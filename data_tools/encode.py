@@ -1,8 +1,9 @@
 """Text and learnt spans → token ids and mask runs, exactly as the Hugging Face tokenizer encodes the whole text.
 
 Byte-level tokenizers write every byte of a text into exactly one token, so the lengths of tokens in bytes say where
-each begins, and the masks of a whole batch come from a few numpy calls. Texts that are not so simple (a normalizer
-changed them, control tokens are to stay text) and other tokenizers take the tokenizer's own character offsets.
+each begins, and the masks of a whole batch come from a few numpy calls. So they do for SentencePiece models that leave
+texts as they are. Texts that are not so simple (a normalizer changed them, control tokens are to stay text) and other
+tokenizers take the tokenizer's own offsets.
 """
 
 import unicodedata
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -20,8 +22,10 @@ from data_tools.backends import byte_strings, load_gigatoken, plain_backend, tok
 from data_tools.chat_text import RenderedChat
 from data_tools.formats import Tokens
 from data_tools.masks import Masks, label_counts, mask_runs, token_borders
+from data_tools.pieces import PieceEncoder, Places
 from data_tools.skeleton import FilledChat
 from data_tools.texts import Item, Texts, ends, texts_of
+from data_tools.tokenization_sentencepiece import SentencePieceTokenizer
 
 _NONE: Mapping[int, RenderedChat | Tokens] = MappingProxyType({})
 
@@ -61,12 +65,18 @@ class Encoder:
 
     Args:
         tokenizer: whose ids are made; it will not truncate or add tokens any more.
-        engine: `gigatoken`, which was seen to agree with the tokenizer, or `tokenizers`.
+        engine: `gigatoken`, which was seen to agree with the tokenizer, or `tokenizers`; one over a SentencePiece model
+            is always encoded by `sentencepiece`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, engine: str = "tokenizers") -> None:
+        self._pieces = PieceEncoder(tokenizer) if isinstance(tokenizer, SentencePieceTokenizer) else None
+        if self._pieces is not None:
+            self._in_batches, self._composes = self._pieces.keeps_bytes, False
+            return
         self._backend = plain_backend(tokenizer)
         self._token_lengths = token_lengths(self._backend)
+        self._in_batches = self._token_lengths is not None
         self._composes = self._backend.normalizer is not None
         self._fast = load_gigatoken(self._backend) if engine == "gigatoken" else None
 
@@ -84,18 +94,20 @@ class Encoder:
         simple = self._are_simple(texts)
         simple[list(odd)] = False
         counts = texts.border_counts
-        if self._token_lengths is None:
+        if not self._in_batches:
             ids, offsets = np.empty(0, np.int32), np.zeros(len(texts) + 1, np.int64)
             borders, counts = np.empty(0, np.int64), np.zeros_like(counts)
             simple[:] = False
         else:
-            ids, offsets = self._ids(texts)
-            token_ends = np.zeros(len(ids) + 1, np.int64)  # in bytes of the whole batch, after a 0
-            np.cumsum(self._token_lengths.take(ids), out=token_ends[1:])
+            ids, offsets, lengths = self._ids(texts)
+            token_ends = ends(lengths)  # in bytes of the whole batch, after a 0
             reached = token_ends[offsets]
             simple &= np.diff(reached) == np.diff(texts.offsets)
             moved = np.repeat(reached[:-1] - texts.offsets[:-1], counts)  # after a text that is not simple
-            borders = token_borders(token_ends[1:], token_ends[:-1], (texts.borders + moved).reshape(-1, 2))
+            own_ends = token_ends[1:] if self._pieces is None else _with_next(token_ends)
+            borders = token_borders(own_ends, token_ends[:-1], (texts.borders + moved).reshape(-1, 2))
+            if self._pieces is not None:  # tokens without bytes look as if they were in the text before or after
+                borders = np.clip(borders, np.repeat(offsets[:-1], counts), np.repeat(offsets[1:], counts))
         if not simple.all():
             each = {number: odd.get(number) or texts.rendered(number) for number in np.flatnonzero(~simple).tolist()}
             ids, offsets, borders, counts = self._replace(each, ids, offsets, borders, counts)
@@ -107,6 +119,9 @@ class Encoder:
         ids, borders = self._encode_one(item)
         mask = np.zeros(len(ids) + 1, np.int8)
         np.add.at(mask, borders, np.tile([1, -1], len(borders) // 2).astype(np.int8))
+        if self._pieces is not None and isinstance(item, RenderedChat):
+            own = [self._pieces.ids_of_tokenizer(part, literal) for part, literal in _parts(item)]
+            ids = np.concatenate(own)
         return ids, np.cumsum(mask[:-1]) > 0
 
     def _are_simple(self, texts: Texts) -> NDArray[np.bool_]:
@@ -117,8 +132,15 @@ class Encoder:
             simple[:] = [text.isascii() or unicodedata.is_normalized("NFC", text.decode()) for text in each]
         return simple
 
-    def _ids(self, texts: Texts) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """The ids of all texts end to end, and where each text begins."""
+    def _ids(self, texts: Texts) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.integer[Any]]]:
+        """The ids of all texts end to end, where each text begins, and the bytes that each token takes."""
+        if self._pieces is not None:
+            return self._pieces.encode([texts.text(number) for number in range(len(texts))])
+        ids, offsets = self._ids_of_bytes(texts)
+        assert self._token_lengths is not None
+        return ids, offsets, self._token_lengths.take(ids)
+
+    def _ids_of_bytes(self, texts: Texts) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         if self._fast is not None:
             layout = self._fast.encode_batch(byte_strings(texts.data, texts.offsets), parallel=False).layout
             offsets = np.asarray(layout.offsets.data).astype(np.int64)
@@ -150,32 +172,48 @@ class Encoder:
         if isinstance(item, Tokens):
             changes = np.flatnonzero(np.diff(np.array([False, *item.trained, False], np.int8)))
             return np.array(item.input_ids, np.int32), changes.astype(np.int64)
-        text = item.text.decode()
-        edges = [0, *(edge for literal in item.literals for edge in literal), len(item.text)]
-        ids: list[int] = []
-        places: list[tuple[int, int]] = []
-        before = 0  # characters of the pieces before
-        for number, (start, end) in enumerate(pairwise(edges)):  # odd pieces are text that looks like control tokens
-            if item.literals:
-                self._backend.encode_special_tokens = bool(number % 2)  # as any other text
-            piece = item.text[start:end].decode()
-            encoding = self._backend.encode(piece, add_special_tokens=False)
-            ids += encoding.ids
-            places += [(first + before, last + before) for first, last in encoding.offsets]
-            before += len(piece)
-        if item.literals:
-            self._backend.encode_special_tokens = False
-        offsets = np.array(places, np.int64).reshape(-1, 2)
-        return np.array(ids, np.int32), token_borders(offsets[:, 1], offsets[:, 0], _in_characters(text, item))
+        each = [self._encode_part(part, literal) for part, literal in _parts(item)]
+        befores = ends([len(part) for part, _ in _parts(item)])[:-1].tolist()
+        starts, finishes = (
+            np.concatenate([places[which] + before for places, before in zip(each, befores, strict=True)])
+            for which in (1, 2)
+        )
+        spans = np.array(item.spans, np.int64).reshape(-1, 2)
+        return np.concatenate([ids for ids, _, _ in each]), token_borders(finishes, starts, spans)
+
+    def _encode_part(self, part: bytes, literal: bool) -> Places:
+        """The ids of a text, and the bytes where each token begins and ends."""
+        if self._pieces is not None:
+            return self._pieces.encode_one(part, literal)
+        text = part.decode()
+        self._backend.encode_special_tokens = literal  # as any other text
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        self._backend.encode_special_tokens = False
+        characters = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        starts, finishes = _in_bytes(part, characters).T if len(text) < len(part) else characters.T
+        return np.array(encoding.ids, np.int32), starts, finishes
 
 
-def _in_characters(text: str, item: RenderedChat) -> NDArray[np.int64]:
-    """Spans of bytes → [spans, 2] of characters."""
-    borders = np.array(item.spans, np.int64).reshape(-1, 2)
-    if len(text) == len(item.text):
-        return borders
-    starts_character = (np.frombuffer(item.text, np.uint8) & 0xC0) != 0x80
-    return np.concatenate([[0], np.cumsum(starts_character)])[borders]
+def _parts(item: RenderedChat) -> list[tuple[bytes, bool]]:
+    """The text cut around what looks like control tokens and is text, and whether a part is that."""
+    edges = [0, *(edge for literal in item.literals for edge in literal), len(item.text)]
+    return [(item.text[start:end], number % 2 == 1) for number, (start, end) in enumerate(pairwise(edges))]
+
+
+def _in_bytes(text: bytes, characters: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Places in characters → in bytes."""
+    starts_character = (np.frombuffer(text, np.uint8) & 0xC0) != 0x80
+    return np.append(np.flatnonzero(starts_character), len(text))[characters]
+
+
+def _with_next(token_ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each token ends; one that takes no byte of its text (a space put before it) belongs to the next."""
+    own = token_ends[1:]
+    if (nothing := np.flatnonzero(own == token_ends[:-1])).size == 0:
+        return own
+    own = own.copy()
+    own[nothing] = own[np.minimum(nothing + 1, len(own) - 1)]
+    return own
 
 
 def _every_run(weights: list[list[float] | None], masks: Masks) -> NDArray[np.float32] | None:

@@ -66,7 +66,7 @@ def _dataset(config: SourceConfig, before: Lock | None, ask: LookUp) -> Pin:
 def _repository(kind: Kind, name: str, revision: str | None, before: Lock | None, ask: LookUp) -> Pin:
     """A tokenizer or model, on the hub or in a folder."""
     if not is_hub_id(name):
-        if not Path(name).is_dir():
+        if not Path(name).is_dir() and not (kind == "tokenizer" and Path(name).is_file()):
             raise UserError(f"{kind}: there is no folder {name}, and it is not the id of a hub; check the path")
         return Pin("files", _portable(name), _describe(files_of_folder(kind, Path(name))))
     if before is not None:

@@ -61,6 +61,8 @@ def from_common(files: list[str]) -> dict[str, str]:
 
 
 def files_of_folder(kind: Kind, folder: Path) -> dict[str, Path]:
-    """The files in a folder that a tokenizer or model is loaded from."""
+    """The files in a folder that a tokenizer or model is loaded from; a file alone is a SentencePiece model."""
+    if folder.is_file():
+        return {folder.name: folder}
     inside = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     return {file: folder / file for file in needed_files(kind, inside)}

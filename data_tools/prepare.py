@@ -28,6 +28,7 @@ from data_tools.hub import tokenizer_folder
 from data_tools.lock import Lock
 from data_tools.manifest import check_rejects, write_store
 from data_tools.mirror import Mirror, open_store
+from data_tools.piece_models import save_tokenizer
 from data_tools.pinned import check_sources, check_tokenizer
 from data_tools.proofs import sampled_every
 from data_tools.readers import WorkUnit, read_rows
@@ -158,7 +159,7 @@ def _tokenizer(config: DataConfig, given: _Input, lock: Lock | None) -> PreTrain
         check_tokenizer(lock, name, config.tokenizer_revision)
     if is_hub_id(name):
         name = tokenizer_folder(name, config.tokenizer_revision, lock)
-    return load_tokenizer(name, config.chat_template)
+    return load_tokenizer(name, config.chat_template, _texts(given))
 
 
 def _texts(given: _Input) -> Iterator[str]:
@@ -225,12 +226,16 @@ def _tidy_up(mirror: Mirror, units: list[WorkUnit], fingerprint: str) -> set[int
 def _choose_engine(mirror: Mirror, tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: _Input) -> str:
     """Put the tokenizer in place, and choose what encodes."""
     store = mirror.folder
-    tokenizer.save_pretrained(store / "tokenizer")
+    save_tokenizer(tokenizer, store / "tokenizer")
     mirror.push_folder("tokenizer")
     saved = load_tokenizer(str(store / "tokenizer"))
     if tokenizer_digest(saved) != tokenizer_digest(tokenizer):
         raise UserError("data.tokenizer: saved and loaded again it encodes differently; save it with this transformers")
     texts = _first_texts(saved, config, given)  # first: the plain backend adds no token any more
+    if not saved.is_fast:
+        if config.encoder != "auto":
+            raise UserError(f"data.encoder: {config.encoder} cannot encode a SentencePiece model; set it to auto")
+        return "sentencepiece"
     return choose_encoder(config.encoder, plain_backend(saved), texts)
 
 

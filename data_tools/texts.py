@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -123,7 +124,7 @@ def _pattern(kind: Skeleton, first_constant: int) -> NDArray[np.int64]:
     return pattern
 
 
-def ends(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+def ends(lengths: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     """[lengths + 1] 0, and where each ends when they are put end to end."""
     result = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=result[1:])

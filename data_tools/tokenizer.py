@@ -1,7 +1,7 @@
 """The tokenizer of a store: loaded from a folder or hub id, or trained on the sources."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -11,7 +11,16 @@ from data_tools.chat_text import RenderedChat
 from data_tools.errors import RowError, UserError
 from data_tools.formats import PlainText
 from data_tools.literals import ControlTokens, without_marks
+from data_tools.piece_models import (
+    SAVED_CLASS,
+    agrees,
+    find_piece_model,
+    load_piece_tokenizer,
+    piece_digest,
+    tokenizer_settings,
+)
 from data_tools.template import compile_template
+from data_tools.tokenization_sentencepiece import SentencePieceTokenizer
 
 CHATML = """\
 {%- for message in messages -%}
@@ -28,27 +37,53 @@ CHATML = """\
 """The template of trained tokenizers: an answer and its end are learnt, headers are not."""
 
 
-def load_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, chat_template: str | None = None, texts: Iterable[str] = ()) -> PreTrainedTokenizerBase:
     """Load a tokenizer and make sure that it has a chat template.
 
     Args:
-        name: a folder or hub id.
+        name: a folder or hub id, or a SentencePiece model.
         chat_template: a Jinja file that replaces the tokenizer's own template.
+        texts: of the data; a tokenizer that is converted from a SentencePiece model must agree with it on some.
 
     Raises:
         UserError: there is no tokenizer, or it has no template.
     """
-    if not Path(name).is_dir() and name.count("/") != 1:
+    if not Path(name).exists() and name.count("/") != 1:
         raise UserError(f"data.tokenizer: there is no folder {name}, and it is not the id of a hub; check the path")
+    tokenizer = _over_pieces(name, model, texts) if (model := find_piece_model(name)) else _load(name)
+    if not tokenizer.is_fast and not isinstance(tokenizer, SentencePieceTokenizer):
+        raise UserError(f"data.tokenizer: {name} has no fast form (tokenizer.json); save it in its fast form first")
+    tokenizer.chat_template = choose_template(tokenizer.chat_template, chat_template, name)
+    if tokenizer.chat_template == CHATML:
+        _check_chatml(tokenizer, name)
+    return tokenizer
+
+
+def _check_chatml(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """What ends a turn must be one token: a tokenizer that cuts it into letters is one of another template."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    if lacking := sorted({"<|im_start|>", "<|im_end|>"} - added):
+        raise UserError(
+            f"data.chat_template: chatml writes the token {lacking[0]}, which {name} lacks; choose another template, "
+            f"or name it in extra_special_tokens of tokenizer_config.json and give the model a row for it"
+        )
+
+
+def _load(name: str) -> PreTrainedTokenizerBase:
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name)
     except Exception as error:  # the tokenizers library raises plain Exceptions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"data.tokenizer: cannot load {name}: {reason} Give a folder with tokenizer.json.") from None
-    if not tokenizer.is_fast:
-        raise UserError(f"data.tokenizer: {name} has no fast form (tokenizer.json); save it in its fast form first")
-    tokenizer.chat_template = choose_template(tokenizer.chat_template, chat_template, name)
-    return tokenizer
+
+
+def _over_pieces(name: str, model: Path, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """The fast form that the folder's own class makes of a SentencePiece model, or the model itself."""
+    over_pieces = load_piece_tokenizer(name, model)
+    if tokenizer_settings(name).get("tokenizer_class", SAVED_CLASS) == SAVED_CLASS:
+        return over_pieces
+    converted = _load(name)
+    return converted if not converted.is_fast or agrees(converted, over_pieces, texts, name) else over_pieces
 
 
 def choose_template(own: str | dict[str, str] | None, asked: str | None, name: str) -> str:
@@ -164,6 +199,8 @@ class PlainTextFrame:
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 of what decides the ids: vocabulary, merges, normalisation, control tokens (not truncation settings)."""
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return piece_digest(tokenizer)
     backend = tokenizer.backend_tokenizer
     truncation, padding = backend.truncation, backend.padding
     backend.no_truncation()

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from data_tools.chat import ChatTemplate
 from data_tools.errors import UserError
+from data_tools.piece_models import PROBES, same_ids, save_tokenizer
 from data_tools.tokenizer import load_tokenizer
 from sft.checkpoint import newest_good_checkpoint, read_progress
 from sft.engine import consolidated_weights
@@ -35,6 +36,7 @@ def export_model(run: TrainingRun) -> Path:
     probe = torch.load(checkpoint / "probe.pt", weights_only=True)
     _write_model(run, checkpoint, partial, probe["dtype"])
     compare_with_trained(partial, probe)
+    compare_tokenizers(partial, load_tokenizer(str(run.store.folder / "tokenizer")))
     _allow_reading(partial)
     shutil.rmtree(final, ignore_errors=True)
     os.rename(partial, final)
@@ -51,7 +53,7 @@ def _write_model(run: TrainingRun, checkpoint: Path, folder: Path, dtype: torch.
     model.load_state_dict({name.removeprefix("model."): tensor.to(dtype) for name, tensor in weights.items()})
     model.generation_config = _generation_config(run, tokenizer, template)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
 
 
 def _allow_reading(folder: Path) -> None:
@@ -90,3 +92,18 @@ def compare_with_trained(folder: Path, probe: dict[str, Any]) -> None:
     difference = float((logits - trained).abs().max() / trained.abs().max())
     if not difference <= _TOLERANCE[probe["dtype"]]:
         raise UserError(f"{folder}: the exported model's logits differ from the trained model's by {difference:.1%}")
+
+
+def compare_tokenizers(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Load the exported tokenizer as anyone would, and compare its ids with those of training.
+
+    Raises:
+        UserError: they differ: beside this kind of model, transformers takes another class of tokenizers.
+    """
+    exported = AutoTokenizer.from_pretrained(folder)
+    around = [f"{token} Hi{token}\n" for token in tokenizer.all_special_tokens]
+    if not same_ids(exported, tokenizer, [*PROBES, *around]):
+        kind = type(exported).__name__
+        raise UserError(
+            f"{folder}: transformers loads the tokenizer as a {kind} of other ids; choose another model kind"
+        )
