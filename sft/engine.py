@@ -1,11 +1,13 @@
 """DeepSpeed: start, one optimizer step, save, load, consolidate. The only file that imports DeepSpeed."""
 
 import contextlib
+import difflib
 import io
 import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,14 +15,18 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # said before DeepSpeed is imported, or it warns that it guesses
 
 import deepspeed
+from deepspeed.ops.op_builder import AsyncIOBuilder
+from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+from pydantic import ValidationError
 
+from data_tools.errors import UserError
 from sft.batches import Batch
 from sft.clock import Clock
 from sft.config import TrainConfig
 from sft.loss import sums_by_source
-from sft.optimizers import make_optimizer
+from sft.optimizers import make_optimizer, parameter_groups
 from sft.world import World
 from sft.zero import deepspeed_settings
 
@@ -29,13 +35,70 @@ STATE_FOLDER = "state"
 
 
 def start_engine(model: torch.nn.Module, train: TrainConfig, dtype: torch.dtype, world: World) -> DeepSpeedEngine:
-    """Hand the model to DeepSpeed, which splits it over the ranks by the ZeRO stage."""
+    """Hand the model to DeepSpeed, which splits it over the ranks by the ZeRO stage.
+
+    Raises:
+        UserError: DeepSpeed refuses the settings.
+    """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # Its shared-memory collectives for CPUs are compiled at start: slow, impossible without a compiler. gloo serves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    settings = deepspeed_settings(train, dtype, world.size)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=make_optimizer(model, train), config=settings)
+    groups = parameter_groups(model, train.weight_decay)
+    trained = sum(parameter.numel() for group in groups for parameter in group["params"])
+    settings = deepspeed_settings(train, dtype, world.size, trained)
+    check_settings(settings)
+    optimizer = make_optimizer(groups, train)
+    own = {"model_parameters": groups} if optimizer is None else {"optimizer": optimizer}
+    engine, *_ = deepspeed.initialize(model=model, config=settings, **own)
+    for group in engine.optimizer.param_groups:
+        peak = train.muon_learning_rate if group.get("use_muon") else None
+        group["factor"] = (peak or train.learning_rate) / train.learning_rate
     return engine
+
+
+class _Asked(dict[str, Any]):
+    """Notes which keys are asked for: DeepSpeed says nothing of those that it does not know."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.asked: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(str(key))
+        return super().__contains__(key)
+
+
+def check_settings(settings: dict[str, Any]) -> None:
+    """Read a configuration as DeepSpeed will.
+
+    Raises:
+        UserError: it has a key that DeepSpeed does not know, a value that it refuses, or this machine cannot follow it.
+    """
+    asked = _Asked(settings)
+    try:
+        DeepSpeedConfig(asked)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"train.deepspeed: {error.title} refuses {key}: {first['msg']}") from None
+    except (ValueError, AssertionError, TypeError) as error:
+        raise UserError(f"train.deepspeed: DeepSpeed refuses it: {' '.join(str(error).split())}") from None
+    if unknown := sorted(set(settings) - asked.asked):
+        near = difflib.get_close_matches(unknown[0], asked.asked, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"DeepSpeed {deepspeed.__version__} has none of that name"
+        raise UserError(f"unknown key train.deepspeed.{unknown[0]}; {hint}")
+    zero = settings["zero_optimization"]
+    offloads = [zero.get(key, {}).get("device") for key in ("offload_optimizer", "offload_param")]
+    if "nvme" in offloads and not AsyncIOBuilder().is_compatible(verbose=False):
+        raise UserError("train.zero: offloading to nvme needs libaio (package libaio-dev) on every node; or use cpu")
 
 
 @dataclass(frozen=True)
@@ -47,7 +110,8 @@ class StepResult:
     stats: torch.Tensor
     """[S, 5] `loss.sums_by_source` of this rank's trained tokens, on the device."""
     gradient_norm: torch.Tensor
-    """Global norm of the gradient before clipping, the same on all ranks, on the device; inf where it was no number."""
+    """Global norm of the gradient before clipping, the same on all ranks, on the device; inf where it was no number,
+    0 where DeepSpeed left the step out because float16's loss scale was too large."""
 
 
 def optimizer_step(
@@ -61,30 +125,40 @@ def optimizer_step(
         clock: counts the parts `data`, `forward`, `backward` and `optimizer`.
     """
     for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["factor"]
     loss_sum = torch.zeros((), device=world.device)
     stats: list[torch.Tensor] = []
     with clock.part("data"):
         batches = [batch.to(world.device) for batch in batches]
-    for batch in batches:
-        with clock.part("forward"):
-            batch_loss, batch_stats = engine(*batch.model_inputs)
-        with clock.part("backward"):
-            engine.backward(batch_loss * world.size / weight, scale_wrt_gas=False)
-            if batch is not batches[-1]:
-                engine.step()  # counts the micro-batch
-        loss_sum += batch_loss.detach()
-        stats.append(sums_by_source(batch_stats, batch.targets))
+    one_reduction = engine.gradient_accumulation_steps() != len(batches)  # `zero.coalesces`
+    with engine.coalesce_grad_reduction() if one_reduction else contextlib.nullcontext():
+        for number, batch in enumerate(batches, 1):
+            with clock.part("forward"):
+                batch_loss, batch_stats = engine(*batch.model_inputs)
+            with clock.part("backward"):
+                engine.backward(batch_loss * world.size / weight, scale_wrt_gas=False)
+                if number < len(batches) and not one_reduction:
+                    engine.step()  # counts the micro-batch
+            loss_sum += batch_loss.detach()
+            stats.append(sums_by_source(batch_stats, batch.targets))
     with clock.part("optimizer"):
         own_norm = _norm_without_zero(engine)
         engine.step()
     norm = engine.get_global_grad_norm() if own_norm is None else own_norm
-    return StepResult(loss_sum, torch.stack(stats).sum(0), torch.as_tensor(norm, device=world.device))
+    return StepResult(loss_sum, torch.stack(stats).sum(0), _as_told(norm, engine, world.device))
+
+
+def _as_told(norm: Any, engine: DeepSpeedEngine, device: torch.device) -> torch.Tensor:
+    """DeepSpeed's norm as `StepResult` has it; DeepSpeed says -1 or nan where the gradient is no number."""
+    if engine.fp16_enabled() and engine.optimizer.overflow:
+        return torch.zeros((), device=device)
+    norm = torch.as_tensor(norm, dtype=torch.float32, device=device)
+    return torch.where(norm >= 0, norm, torch.inf)
 
 
 def _norm_without_zero(engine: DeepSpeedEngine) -> torch.Tensor | None:
     """DeepSpeed tells the norm of every optimizer but the plain one, whose gradients are whole on every rank."""
-    if engine.zero_optimization() or engine.bfloat16_enabled():
+    if engine.zero_optimization() or engine.bfloat16_enabled() or engine.fp16_enabled():
         return None
     return torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
 

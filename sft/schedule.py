@@ -25,7 +25,7 @@ def micro_batches_per_step(train: TrainConfig, ranks: int) -> int:
 
 def learning_rate_at(step: int, total_steps: int, peak: float, schedule: ScheduleConfig) -> float:
     """The rate of step `step` (from 0), a pure function: resuming needs no scheduler state."""
-    warmup = round(schedule.warmup_ratio * total_steps)
+    warmup = round(schedule.warmup_ratio * total_steps) if schedule.warmup_steps is None else schedule.warmup_steps
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     done = (step - warmup) / max(1, total_steps - warmup)
@@ -38,3 +38,7 @@ def learning_rate_at(step: int, total_steps: int, peak: float, schedule: Schedul
             return peak * (1 + math.cos(math.pi * done)) / 2
         case "cosine_with_min_lr":
             return peak * (schedule.min_ratio + (1 - schedule.min_ratio) * (1 + math.cos(math.pi * done)) / 2)
+        case "warmup_stable_decay":
+            decay = max(1, min(round(schedule.decay_ratio * total_steps), total_steps - warmup))
+            fallen = max(0, step + decay - total_steps) / decay
+            return peak * (1 - (1 - schedule.min_ratio) * fallen)

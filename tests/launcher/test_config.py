@@ -85,7 +85,7 @@ def test_merge_keys_work(tmp_path: Path) -> None:
         ("data.sources.0.splitt=x", "unknown key data.sources.0.splitt; did you mean data.sources.0.split?"),
         ("data.tokenizer.vocabsize=9", "data.tokenizer.vocabsize; did you mean data.tokenizer.vocab_size?"),
         ("train.zero.stage=4", "train.zero.stage: Input should be 0, 1, 2 or 3 (it is 4)"),
-        ("train.schedule.colour=red", "valid keys: name, warmup_ratio, min_ratio"),
+        ("train.schedule.colour=red", "valid keys: name, warmup_ratio, warmup_steps, decay_ratio, min_ratio"),
         ("data.max_length=many", "data.max_length: Input should be a valid integer"),
         ("model.path=gpt", "model: give either `path` or `config`"),
         ("name=../x", "name: String should match pattern"),

@@ -1,6 +1,10 @@
 """Steps and learning rates."""
 
+from typing import Any, get_args
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_tools.errors import UserError
 from sft.config import ScheduleConfig, TrainConfig
@@ -37,3 +41,34 @@ def test_packs_must_be_shared_out_evenly() -> None:
         micro_batches_per_step(train, ranks=4)
     with pytest.raises(UserError, match=r"set it to 16$"):
         micro_batches_per_step(train, ranks=8)
+
+
+def test_warmup_stable_decay_stays_and_falls_in_a_straight_line() -> None:
+    schedule = ScheduleConfig(name="warmup_stable_decay", warmup_steps=10, decay_ratio=0.2, min_ratio=0.1)
+    values = [learning_rate_at(step, 100, 1.0, schedule) for step in range(101)]
+    assert values[:11] == sorted(values[:11])
+    assert set(values[10:81]) == {1.0}
+    assert values[90] == pytest.approx(0.55)
+    assert values[100] == pytest.approx(0.1)
+
+
+def test_steps_of_warmup_replace_the_share() -> None:
+    schedule = ScheduleConfig(name="linear", warmup_steps=4, warmup_ratio=0.5)
+    assert [learning_rate_at(step, 100, 1.0, schedule) for step in range(5)] == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert learning_rate_at(0, 100, 1.0, ScheduleConfig(warmup_steps=0)) == 1.0
+
+
+@given(
+    name=st.sampled_from(get_args(ScheduleConfig.model_fields["name"].annotation)),
+    steps=st.integers(1, 300),
+    warmup=st.integers(0, 400),
+    decay=st.floats(0, 1),
+    least=st.floats(0, 1),
+)
+def test_a_rate_is_never_negative_and_never_above_the_peak(
+    name: Any, steps: int, warmup: int, decay: float, least: float
+) -> None:
+    schedule = ScheduleConfig(name=name, warmup_steps=warmup, decay_ratio=decay, min_ratio=least)
+    values = [learning_rate_at(step, steps, 2.0, schedule) for step in range(steps)]
+    assert all(0 <= value <= 2.0 for value in values)
+    assert values[warmup:] == sorted(values[warmup:], reverse=True)
