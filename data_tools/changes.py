@@ -43,8 +43,11 @@ def check_contents(store: Path, before: Settings, now: Settings) -> None:
     old, new = dict(before["settings"]), dict(now["settings"])
     was, are = old.pop("sources"), new.pop("sources")
     special_tokens = _changes("the tokenizer's", old.pop("special_tokens"), new.pop("special_tokens"), " ")
+    added = {"special_tokens": old.pop("added_tokens", [])}, {"special_tokens": new.pop("added_tokens", [])}
     digests = [key for key in _DIGESTS if old.pop(key) != new.pop(key)]
-    changes = [*_changes("data", old, new), *_changed_sources(was, are), *special_tokens]
+    if added[0] != added[1] and before["asked"]["tokenizer"] == now["asked"]["tokenizer"]:
+        digests = [key for key in digests if key != "tokenizer"]  # it is another one by what was added
+    changes = [*_changes("data", *added), *_changes("data", old, new), *_changed_sources(was, are), *special_tokens]
     for key in digests:
         asked = list(_changes("data", {key: before["asked"][key]}, {key: now["asked"][key]}))
         changes += asked or [f"the content of data.{key}"]

@@ -101,6 +101,8 @@ class DataConfig(Section):
     """A folder, hub id or SentencePiece model, or `{vocab_size: …}` to train a small one."""
     tokenizer_revision: str | None = None
     """A commit, tag or branch of the tokenizer on the hub."""
+    special_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Control tokens that the tokenizer has not yet; the model's embedding gets rows for them."""
     store: Location | None = None
     """Where the token store goes; by default `tokens` below the run's folder."""
 
@@ -147,6 +149,8 @@ class DataConfig(Section):
     def asked(self) -> dict[str, Any]:
         """What decides the tokens, as it was asked for: without folders, which differ from machine to machine."""
         values = self.model_dump(mode="json", include=set(_DECIDES_TOKENS))
+        if not values["special_tokens"]:
+            del values["special_tokens"]  # as stores have it that were made before there were any
         for source in values["sources"]:
             for key in ("weight", "max_rows", "max_tokens"):
                 del source[key]
@@ -158,6 +162,7 @@ class DataConfig(Section):
 
 
 _DECIDES_TOKENS = (
-    *("sources", "tokenizer", "tokenizer_revision", "chat_template", "template_date", "control_tokens"),
+    *("sources", "tokenizer", "tokenizer_revision", "special_tokens"),
+    *("chat_template", "template_date", "control_tokens"),
     *("train_on", "train_end_of_turn", "train_headers", "on_rewrite"),
 )

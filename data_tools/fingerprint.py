@@ -35,6 +35,7 @@ def token_settings(
         "tokenizer": tokenizer_digest(tokenizer),
         "chat_template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
         "special_tokens": tokenizer.special_tokens_map,
+        **({"added_tokens": list(config.special_tokens)} if config.special_tokens else {}),
         "template_date": config.template_date.isoformat(),
         **{name: getattr(config, name) for name in _LEARNING},
         "rows_per_shard": config.rows_per_shard,

@@ -39,6 +39,8 @@ from data_tools.sources import SourceFiles, resolve_sources
 from data_tools.store import MANIFEST, TokenStore, write_json
 from data_tools.tokenizer import (
     PlainTextFrame,
+    add_special_tokens,
+    check_template_tokens,
     choose_template,
     control_tokens,
     load_tokenizer,
@@ -150,6 +152,14 @@ def _with_format(source: SourceConfig, rows: list[dict[str, Any]]) -> SourceConf
 
 
 def _tokenizer(config: DataConfig, given: _Input, lock: Lock | None) -> PreTrainedTokenizerBase:
+    tokenizer = _tokenizer_as_it_is(config, given, lock)
+    add_special_tokens(tokenizer, config.special_tokens)
+    if config.chat_template is not None:
+        check_template_tokens(tokenizer, config.chat_template)
+    return tokenizer
+
+
+def _tokenizer_as_it_is(config: DataConfig, given: _Input, lock: Lock | None) -> PreTrainedTokenizerBase:
     if isinstance(config.tokenizer, TokenizerTraining):
         tokenizer = train_tokenizer(_texts(given), config.tokenizer.vocab_size)
         tokenizer.chat_template = choose_template(str(tokenizer.chat_template), config.chat_template, "the tokenizer")

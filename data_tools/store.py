@@ -163,6 +163,11 @@ class TokenStore:
         """Rows that a model's embedding must have at least."""
         return int(self.manifest["vocab_size"])
 
+    @property
+    def added_tokens(self) -> int:
+        """How many of them, the last ones, are for `data.special_tokens`, which the tokenizer had not before."""
+        return len(self.manifest["settings"].get("added_tokens", []))
+
     @cached_property
     def digests(self) -> dict[str, str]:
         """BLAKE3 of index, tokenizer and shards, by the name of the file."""

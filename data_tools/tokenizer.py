@@ -1,10 +1,13 @@
 """The tokenizer of a store: loaded from a folder or hub id, or trained on the sources."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from jinja2 import nodes
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from data_tools.chat_text import RenderedChat
@@ -36,6 +39,9 @@ CHATML = """\
 """
 """The template of trained tokenizers: an answer and its end are learnt, headers are not."""
 
+_CONTROL = re.compile(r"<[|｜][^\s<>|｜'\"{}]+[|｜]>")
+"""What looks like a control token: `<|im_start|>`."""
+
 
 def load_tokenizer(name: str, chat_template: str | None = None, texts: Iterable[str] = ()) -> PreTrainedTokenizerBase:
     """Load a tokenizer and make sure that it has a chat template.
@@ -54,19 +60,7 @@ def load_tokenizer(name: str, chat_template: str | None = None, texts: Iterable[
     if not tokenizer.is_fast and not isinstance(tokenizer, SentencePieceTokenizer):
         raise UserError(f"data.tokenizer: {name} has no fast form (tokenizer.json); save it in its fast form first")
     tokenizer.chat_template = choose_template(tokenizer.chat_template, chat_template, name)
-    if tokenizer.chat_template == CHATML:
-        _check_chatml(tokenizer, name)
     return tokenizer
-
-
-def _check_chatml(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """What ends a turn must be one token: a tokenizer that cuts it into letters is one of another template."""
-    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
-    if lacking := sorted({"<|im_start|>", "<|im_end|>"} - added):
-        raise UserError(
-            f"data.chat_template: chatml writes the token {lacking[0]}, which {name} lacks; choose another template, "
-            f"or name it in extra_special_tokens of tokenizer_config.json and give the model a row for it"
-        )
 
 
 def _load(name: str) -> PreTrainedTokenizerBase:
@@ -84,6 +78,46 @@ def _over_pieces(name: str, model: Path, texts: Iterable[str]) -> PreTrainedToke
         return over_pieces
     converted = _load(name)
     return converted if not converted.is_fast or agrees(converted, over_pieces, texts, name) else over_pieces
+
+
+def add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    """Give the tokenizer the control tokens of `data.special_tokens`, with the ids after its last one.
+
+    Raises:
+        UserError: it has one of them, or one is given twice.
+    """
+    known = set(tokenizer.get_vocab())
+    for token in tokens:
+        if token in known:
+            raise UserError(f"data.special_tokens: {token!r} is in the vocabulary already; leave it out")
+        known.add(token)
+    before = vocabulary_size(tokenizer)
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in tokens], special_tokens=True)
+    if vocabulary_size(tokenizer) != before + len(tokens):
+        raise UserError("data.special_tokens: ids of this vocabulary have gaps, so that nothing can be put after them")
+
+
+def check_template_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+    """What looks like a control token in `data.chat_template` must be one token: a model of this vocabulary that never
+    saw it in pieces would learn to spell it.
+
+    Args:
+        tokenizer: with everything added.
+        template: what the setting says, for the message.
+
+    Raises:
+        UserError: the vocabulary lacks some.
+    """
+    tree = compile_template(str(tokenizer.chat_template), template).environment.parse(str(tokenizer.chat_template))
+    texts = [node.data for node in tree.find_all(nodes.TemplateData)]
+    texts += [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
+    looking = dict.fromkeys(token for text in texts for token in _CONTROL.findall(text))
+    if lacking := [token for token in looking if len(tokenizer.encode(token, add_special_tokens=False)) != 1]:
+        raise UserError(
+            f"data.chat_template: {template} writes {', '.join(lacking)}, which the vocabulary lacks; set "
+            f"data.special_tokens={json.dumps(lacking, ensure_ascii=False)}, or, if this is to be encoded in pieces, "
+            f"make the template the tokenizer's own (chat_template.jinja in its folder)"
+        )
 
 
 def choose_template(own: str | dict[str, str] | None, asked: str | None, name: str) -> str:

@@ -48,7 +48,9 @@ class TrainedTokensLoss(torch.autograd.Function):
         """Go through the kept positions in chunks; keep the gradients of both inputs where they are wanted."""
         stats = torch.empty(3, len(labels), dtype=torch.float32, device=hidden.device)
         hidden_grad = torch.empty_like(hidden) if with_gradient else None
-        weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if with_gradient else None
+        weight_grad = None
+        if with_gradient and ctx.needs_input_grad[1]:  # not of an output layer that stays as it is
+            weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         chunk = max(16, CHUNK_LOGITS[weight.device.type] // len(weight))
         for start in range(0, len(labels), chunk):
             rows, label = slice(start, start + chunk), labels[start : start + chunk, None]
@@ -61,13 +63,15 @@ class TrainedTokensLoss(torch.autograd.Function):
             stats[0, rows] = (log_sum - label_logit).squeeze(1)
             stats[1, rows] = (best.indices == label).squeeze(1)
             stats[2, rows] = log_sum.squeeze(1) - torch.linalg.vecdot(probabilities, logits)
-            if hidden_grad is not None and weight_grad is not None:
+            if hidden_grad is not None:
                 # d loss / d logits = (softmax - one-hot) · what the label counts
                 gradient = probabilities.scatter_add_(1, label, -torch.ones_like(log_sum))
                 if label_weights is not None:
                     gradient.mul_(label_weights[rows, None])
                 gradient = gradient.to(weight.dtype)
                 hidden_grad[rows] = gradient @ weight
+                if weight_grad is None:
+                    continue
                 if weight.dtype is weight_grad.dtype:
                     weight_grad.addmm_(gradient.t(), hidden[rows])
                 else:
@@ -77,11 +81,13 @@ class TrainedTokensLoss(torch.autograd.Function):
         return (stats[0] if label_weights is None else stats[0] * label_weights).sum(), stats
 
     @staticmethod
-    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None, None, None]:
         """Scale the gradients that forward kept."""
         hidden_grad, weight_grad = ctx.gradients
         ctx.gradients = None
-        return hidden_grad * outer[0], (weight_grad * outer[0]).to(hidden_grad.dtype), None, None, None
+        if weight_grad is not None:
+            weight_grad = (weight_grad * outer[0]).to(hidden_grad.dtype)
+        return hidden_grad * outer[0], weight_grad, None, None, None
 
 
 def install_loss_head(model: torch.nn.Module) -> None:

@@ -25,7 +25,14 @@ from data_tools.piece_models import PROBES, find_piece_model, load_piece_tokeniz
 from data_tools.pinned import files_of_folder
 from data_tools.prepare import prepare
 from data_tools.tokenization_sentencepiece import SentencePieceTokenizer
-from data_tools.tokenizer import CHATML, load_tokenizer, tokenizer_digest, vocabulary_size
+from data_tools.tokenizer import (
+    CHATML,
+    add_special_tokens,
+    check_template_tokens,
+    load_tokenizer,
+    tokenizer_digest,
+    vocabulary_size,
+)
 from tests.conftest import write_jsonl
 
 MISTRAL = """\
@@ -227,8 +234,14 @@ def test_settings_beside_the_model(model_of: Callable[[str], Path], tmp_path: Pa
 
 
 def test_chatml_needs_its_tokens(model_of: Callable[[str], Path]) -> None:
-    with pytest.raises(UserError, match=r"the token <\|im_end\|>, which .* lacks; .* extra_special_tokens"):
-        load_tokenizer(str(model_of("mistral")), "chatml")
+    tokenizer = load_tokenizer(str(model_of("mistral")), "chatml")
+    with pytest.raises(
+        UserError, match=r"<\|im_start\|>, <\|im_end\|>, which the vocabulary lacks; set data.special_tok"
+    ):
+        check_template_tokens(tokenizer, "chatml")
+    add_special_tokens(tokenizer, ["<|im_start|>", "<|im_end|>"])
+    check_template_tokens(tokenizer, "chatml")
+    assert tokenizer("<|im_start|>x", add_special_tokens=False)["input_ids"] == [32768, 2086]
 
 
 @pytest.mark.parametrize(

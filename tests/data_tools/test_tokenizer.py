@@ -1,5 +1,7 @@
 """Plain text begins and ends as the tokenizer says; templates come from where they are asked for."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,14 @@ from data_tools.formats import PlainText
 from data_tools.tokenizer import (
     CHATML,
     PlainTextFrame,
+    add_special_tokens,
+    check_template_tokens,
     choose_template,
     control_tokens,
     load_tokenizer,
+    tokenizer_digest,
     train_tokenizer,
+    vocabulary_size,
 )
 
 ENDS = train_tokenizer(iter(["Hello there."] * 9), 300)
@@ -108,3 +114,38 @@ def test_no_template_is_an_error_with_advice(own: dict[str, str] | None) -> None
 def test_control_tokens_are_the_special_ones(real_data: Path) -> None:
     tokens = control_tokens(load_tokenizer(str(real_data / "tokenizers" / "qwen3")))
     assert "<|im_end|>" in tokens and "<think>" not in tokens
+
+
+def test_added_control_tokens_have_the_ids_after_the_last(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(iter(["Hello there."] * 9), 300)
+    size = vocabulary_size(tokenizer)
+    digest = tokenizer_digest(tokenizer)
+    add_special_tokens(tokenizer, ("<|user|>", "<end>"))
+    assert tokenizer.encode("Hi<|user|>there<end>")[-1] == size + 1 and size in tokenizer.encode("Hi<|user|>there<end>")
+    assert set(control_tokens(tokenizer)) >= {"<|user|>", "<end>", "<|im_end|>"}
+    assert tokenizer_digest(tokenizer) != digest
+    tokenizer.save_pretrained(tmp_path)
+    assert tokenizer_digest(load_tokenizer(str(tmp_path))) == tokenizer_digest(tokenizer)
+
+
+@pytest.mark.parametrize("tokens", [("<|im_end|>",), ("<|user|>", "<|user|>"), ("Ġ",)])
+def test_a_token_is_added_once(tokens: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match=re.escape(f"{tokens[-1]!r} is in the vocabulary already; leave it out")):
+        add_special_tokens(train_tokenizer(iter(["Hello there."] * 9), 300), tokens)
+
+
+LACKING = """\
+{# <|not_said|> #}<|begin|>{% for message in messages %}\
+{{ '<|user|>' ~ message.content + "<|im_end|>" + '<｜tool｜>' }}{{ '<|' + message.role + '|>' }}{% endfor %}
+"""
+
+
+def test_control_tokens_of_a_given_template_are_in_the_vocabulary() -> None:
+    tokenizer = train_tokenizer(iter(["Hello there."] * 9), 300)
+    tokenizer.chat_template = LACKING
+    lacking = '["<|begin|>", "<|user|>", "<｜tool｜>"]'
+    with pytest.raises(UserError, match=re.escape(f"set data.special_tokens={lacking}")) as error:
+        check_template_tokens(tokenizer, "mine.jinja")
+    assert str(error.value).startswith("data.chat_template: mine.jinja writes <|begin|>, <|user|>, <｜tool｜>, which")
+    add_special_tokens(tokenizer, json.loads(lacking))
+    check_template_tokens(tokenizer, "mine.jinja")
