@@ -15,7 +15,6 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, cast
 
 import pyarrow as pa
-from blake3 import blake3
 
 from data_tools.errors import UserError
 from data_tools.store import file_digest
@@ -157,6 +156,8 @@ def content_digest(location: str) -> str:
     with reading(location):
         if not is_remote(location):
             return file_digest(Path(location))
+        from blake3 import blake3  # training alone does without
+
         digest = blake3()
         with open_stored(location) as stream:
             while block := stream.read(BLOCK):

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from blake3 import blake3
 from numpy.typing import NDArray
 
 from data_tools.errors import UserError
@@ -129,6 +128,8 @@ def read_arrow(path: Path) -> pa.RecordBatch:
 
 def file_digest(path: Path) -> str:
     """BLAKE3 of a file."""
+    from blake3 import blake3  # training alone does without
+
     return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
 
 
