@@ -45,7 +45,7 @@ class StepResult:
     loss_sum: torch.Tensor
     """Weighted sum of cross-entropies over this rank's trained tokens, on the device."""
     stats: torch.Tensor
-    """[S, 5] `loss.sums_by_source` of this rank's trained tokens, on the device."""
+    """[M, S, 5] `loss.sums_by_source` of the trained tokens of each of this rank's micro-batches, on the device."""
     gradient_norm: torch.Tensor
     """Global norm of the gradient before clipping, the same on all ranks, on the device; inf where it was no number."""
 
@@ -79,7 +79,7 @@ def optimizer_step(
         own_norm = _norm_without_zero(engine)
         engine.step()
     norm = engine.get_global_grad_norm() if own_norm is None else own_norm
-    return StepResult(loss_sum, torch.stack(stats).sum(0), torch.as_tensor(norm, device=world.device))
+    return StepResult(loss_sum, torch.stack(stats), torch.as_tensor(norm, device=world.device))
 
 
 def _norm_without_zero(engine: DeepSpeedEngine) -> torch.Tensor | None:
