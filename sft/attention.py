@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 PACKED = "shardtune_packed"
@@ -87,5 +86,5 @@ def _window_mask(length: int, window: int, device: torch.device) -> torch.Tensor
     return (distance >= 0) & (distance < window)
 
 
+# No function that makes its masks: with one, transformers looks for packs in the positions, and waits for the GPU there.
 ALL_ATTENTION_FUNCTIONS.register(PACKED, packed_attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(PACKED, lambda *_, **__: None)

@@ -10,8 +10,17 @@ TrackConfig = tuple[Literal["wandb", "trackio", "tensorboard", "mlflow"], ...]
 """Where metrics go besides metrics.jsonl."""
 
 
+class EarlyStoppingConfig(Section):
+    """When more steps are no longer worth their time."""
+
+    patience: int = Field(5, ge=1)
+    """Evaluations in a row whose validation loss is no new best; after so many the run ends."""
+    min_delta: float = Field(0.0, ge=0)
+    """A new best is lower by more than this, in nats."""
+
+
 class EvaluateConfig(Section):
-    """What is looked at besides the training loss, before the first step, at intervals, and after the last."""
+    """What is looked at besides the training loss: before the first step, at intervals, and after the last."""
 
     every: int | None = Field(None, ge=1)
     """Steps between evaluations; by default only the first and the last."""
@@ -19,6 +28,10 @@ class EvaluateConfig(Section):
     """Prompts that are answered at each evaluation."""
     max_new_tokens: int = Field(64, ge=1)
     """The longest answer."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """The run ends once the validation loss falls no more; by default it goes through all its steps."""
+    on_start: bool = True
+    """Whether the untrained model is looked at as well."""
 
 
 class CheckpointConfig(Section):

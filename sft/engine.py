@@ -108,7 +108,7 @@ class StepResult:
     loss_sum: torch.Tensor
     """Weighted sum of cross-entropies over this rank's trained tokens, on the device."""
     stats: torch.Tensor
-    """[S, 5] `loss.sums_by_source` of this rank's trained tokens, on the device."""
+    """[M, S, 5] `loss.sums_by_source` of the trained tokens of each of this rank's micro-batches, on the device."""
     gradient_norm: torch.Tensor
     """Global norm of the gradient before clipping, the same on all ranks, on the device; inf where it was no number,
     0 where DeepSpeed left the step out because float16's loss scale was too large."""
@@ -145,7 +145,7 @@ def optimizer_step(
         own_norm = _norm_without_zero(engine)
         engine.step()
     norm = engine.get_global_grad_norm() if own_norm is None else own_norm
-    return StepResult(loss_sum, torch.stack(stats).sum(0), _as_told(norm, engine, world.device))
+    return StepResult(loss_sum, torch.stack(stats), _as_told(norm, engine, world.device))
 
 
 def _as_told(norm: Any, engine: DeepSpeedEngine, device: torch.device) -> torch.Tensor:

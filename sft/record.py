@@ -1,6 +1,7 @@
 """The record of a run as it happens: metrics.jsonl, sample answers, and the status that followers read."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class RunRecord:
         self.folder = folder
         self.total_steps = total_steps
         self._writes = writes
+        self._senders: list[Callable[[int, dict[str, float]], None]] = []
         if self._writes:
             (folder / "samples").mkdir(exist_ok=True)
 
@@ -31,12 +33,18 @@ class RunRecord:
         if self._writes:
             write_json(self.folder / STATUS, {"phase": phase, "step": step, "steps": self.total_steps})
 
+    def also(self, send: Callable[[int, dict[str, float]], None]) -> None:
+        """Every line from now on goes to this as well, as its step and the rest."""
+        self._senders.append(send)
+
     def log(self, values: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl and say it on the console."""
+        """Append a line to metrics.jsonl, say it on the console, and send it on."""
         if self._writes:
             with open(self.folder / METRICS, "a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
             print("  ".join(f"{name} {_short(value)}" for name, value in values.items()), flush=True)
+            for send in self._senders:
+                send(values["step"], {name: value for name, value in values.items() if name != "step"})
 
     def samples(self, step: int, answers: list[dict[str, str]]) -> None:
         """Keep the answers given after `step` steps."""

@@ -7,18 +7,20 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from data_tools.chat import ChatTemplate
-from data_tools.errors import UserError
 from data_tools.tokenizer import load_tokenizer
 from sft.batches import Batch, make_batch
 from sft.checkpoint import Progress, commit_checkpoint, resume
 from sft.engine import start_engine
 from sft.evaluate import probe_logits, sample_answers, validation_loss
-from sft.metrics import Interval
+from sft.flops import flops_of_steps, peak_flops
+from sft.metrics import Interval, metrics_of
 from sft.model import PackedCausalLM, check_length, compute_dtype, load_model, model_hash
+from sft.nan import check_finite
 from sft.record import RunRecord
 from sft.run import TrainingRun
 from sft.schedule import learning_rate_at, micro_batches_per_step
 from sft.self_test import check_documents_are_apart
+from sft.trackers import Trackers, check_trackers
 from sft.world import World
 
 
@@ -37,7 +39,7 @@ class Session:
     def fresh(self) -> Progress:
         """Begin at step 0 with a look at the untrained model."""
         self.record.rewind(-1)
-        return self.evaluate(
+        progress = self._track(
             Progress(
                 step=0,
                 tokens=0,
@@ -51,6 +53,7 @@ class Session:
                 trackers={},
             )
         )
+        return self.evaluate(progress) if self.run.evaluate.on_start else progress
 
     def restore(self) -> Progress:
         """Go on from the newest good checkpoint, or begin when there is none."""
@@ -59,7 +62,15 @@ class Session:
             return self.fresh()
         self.record.rewind(progress.step)
         self.record.status("training", progress.step)
-        return progress
+        return self._track(progress)
+
+    def _track(self, progress: Progress) -> Progress:
+        """Start the trackers, where a line of metrics is written."""
+        if not self.world.is_main:
+            return progress
+        trackers = Trackers(self.run.track, self.run, progress.trackers, progress.step)
+        self.record.also(trackers.send)
+        return replace(progress, trackers=trackers.ids)
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step, from 0."""
@@ -75,15 +86,20 @@ class Session:
         """Write one line of metrics.
 
         Raises:
-            UserError: a gradient since the last line was not finite.
+            UserError: a loss or gradient since the last line was not finite.
         """
+        summary, model, world = interval.read(), self.engine.module.model, self.world
+        check_finite(summary, progress.step, self.run, world.size)
+        sources = [source["name"] for source in self.run.store.manifest["sources"]]
+        flops, peak = flops_of_steps(model, summary.sizes), peak_flops(world.device, model.dtype)
         self.record.log(
             {
                 "step": progress.step,
                 "epoch": progress.step / self.run.plan.steps_per_epoch,
-                **interval.summary(progress.step),
+                **metrics_of(summary, sources, flops, peak, world.size),
                 "learning_rate": self.learning_rate(progress.step - 1),
                 "num_tokens": progress.tokens,
+                "trained_tokens": progress.trained_tokens,
             }
         )
 
@@ -120,8 +136,7 @@ def start_session(run: TrainingRun, world: World) -> Session:
         UserError: the run cannot be trained as it is configured.
     """
     micro_batches_per_step(run.train, world.size)  # says at once when the packs cannot be shared out
-    if run.track:
-        raise UserError(f"track: {run.track[0]} is not written to yet; leave track out, metrics.jsonl has everything")
+    check_trackers(run.track)
     record = RunRecord(run.folder, run.total_steps, writes=world.is_main)
     record.status("loading", 0)
     tokenizer = load_tokenizer(str(run.store.folder / "tokenizer"))

@@ -18,7 +18,8 @@ from sft.record import read_metrics
 ROOT = Path(__file__).parent.parent.parent
 FIELDS = {
     *("step", "epoch", "loss", "grad_norm", "learning_rate", "mean_token_accuracy", "num_tokens"),
-    *("tokens_per_second", "packing_efficiency"),
+    *("tokens_per_second", "tokens_per_second_per_gpu", "packing_efficiency", "trained_tokens", "entropy"),
+    *("step_time", "time/data", "time/forward", "time/backward", "time/optimizer", "memory_peak", "loss/chats"),
 }
 
 
@@ -165,7 +166,7 @@ def test_a_failing_rank_is_named_with_its_words(recipe: Path, store: TokenStore)
     assert "llama refuses it" in line
     assert "is not a multiple of 4 ranks" in refused("plan", recipe, "--ranks", 4)
     line = refused("train", recipe, f"data.store={store.folder}", "train.learning_rate=1e30", "--ranks", 1)
-    assert re.search("step 2: the gradient is (nan|inf); lower train.learning_rate", line)
+    assert re.search("step 2: .* (nan|inf).*; lower train.learning_rate", line)
 
 
 def test_mistakes_before_training(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
