@@ -54,7 +54,7 @@ def load_tokenizer(name: str, chat_template: str | None = None, texts: Iterable[
     if not tokenizer.is_fast and not isinstance(tokenizer, SentencePieceTokenizer):
         raise UserError(f"data.tokenizer: {name} has no fast form (tokenizer.json); save it in its fast form first")
     tokenizer.chat_template = choose_template(tokenizer.chat_template, chat_template, name)
-    if tokenizer.chat_template == CHATML:
+    if chat_template == "chatml" and tokenizer.chat_template == CHATML:
         _check_chatml(tokenizer, name)
     return tokenizer
 
@@ -79,11 +79,17 @@ def _load(name: str) -> PreTrainedTokenizerBase:
 
 def _over_pieces(name: str, model: Path, texts: Iterable[str]) -> PreTrainedTokenizerBase:
     """The fast form that the folder's own class makes of a SentencePiece model, or the model itself."""
-    over_pieces = load_piece_tokenizer(name, model)
-    if tokenizer_settings(name).get("tokenizer_class", SAVED_CLASS) == SAVED_CLASS:
-        return over_pieces
-    converted = _load(name)
-    return converted if not converted.is_fast or agrees(converted, over_pieces, texts, name) else over_pieces
+    over_pieces, settings = load_piece_tokenizer(name, model), tokenizer_settings(name)
+    if settings.get("tokenizer_class", SAVED_CLASS) != SAVED_CLASS:
+        converted = _load(name)
+        if not converted.is_fast or agrees(converted, over_pieces, texts):
+            return converted
+    if settings.get("legacy") is False:
+        raise UserError(
+            f"data.tokenizer: {name} has no tokenizer.json, and says legacy: false, of which transformers has no form "
+            f"that agrees with SentencePiece; save it with tokenizer.json where it was made"
+        )
+    return over_pieces
 
 
 def choose_template(own: str | dict[str, str] | None, asked: str | None, name: str) -> str:
