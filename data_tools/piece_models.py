@@ -125,31 +125,16 @@ def _begin_and_end(tokenizer: SentencePieceTokenizer, settings: dict[str, Any]) 
     tokenizer.special_tokens_pattern = tokenizer.init_kwargs["special_tokens_pattern"] = pattern
 
 
-def agrees(converted: PreTrainedTokenizerBase, truth: SentencePieceTokenizer, texts: Iterable[str], name: str) -> bool:
+def agrees(converted: PreTrainedTokenizerBase, truth: SentencePieceTokenizer, texts: Iterable[str]) -> bool:
     """Whether a converted tokenizer gives the ids of `sentencepiece`, for hard texts and for those of the data.
 
-    Args:
-        converted: by the class that the folder names.
-        truth: over the model.
-        texts: of the data.
-        name: of the folder, for errors.
-
-    Raises:
-        UserError: it disagrees, and neither can `sentencepiece` itself be what the folder asks for.
+    One whose class numbers the pieces in its own way has nothing to agree with.
     """
-    vocabulary = converted.get_vocab()
-    pieces = truth.sp_model
+    vocabulary, pieces = converted.get_vocab(), truth.sp_model
     if any(vocabulary.get(pieces.id_to_piece(id), id) != id for id in range(len(pieces))):
-        return True  # its class numbers the pieces in its own way: there is nothing to compare it with
-    between = [f"{truth.eos_token} Hi{truth.eos_token}\n"] if truth.eos_token else []
-    if same_ids(converted, truth, chain(PROBES, between, islice(texts, SAMPLE_TEXTS))):
         return True
-    if tokenizer_settings(name).get("legacy") is False:
-        raise UserError(
-            f"data.tokenizer: {name} has no tokenizer.json, and says legacy: false, of which transformers has no form "
-            f"that agrees with SentencePiece; save it with tokenizer.json where it was made"
-        )
-    return False
+    between = [f"{truth.eos_token} Hi{truth.eos_token}\n"] if truth.eos_token else []
+    return same_ids(converted, truth, chain(PROBES, between, islice(texts, SAMPLE_TEXTS)))
 
 
 def same_ids(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, texts: Iterable[str]) -> bool:

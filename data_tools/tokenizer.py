@@ -73,11 +73,17 @@ def _load(name: str) -> PreTrainedTokenizerBase:
 
 def _over_pieces(name: str, model: Path, texts: Iterable[str]) -> PreTrainedTokenizerBase:
     """The fast form that the folder's own class makes of a SentencePiece model, or the model itself."""
-    over_pieces = load_piece_tokenizer(name, model)
-    if tokenizer_settings(name).get("tokenizer_class", SAVED_CLASS) == SAVED_CLASS:
-        return over_pieces
-    converted = _load(name)
-    return converted if not converted.is_fast or agrees(converted, over_pieces, texts, name) else over_pieces
+    over_pieces, settings = load_piece_tokenizer(name, model), tokenizer_settings(name)
+    if settings.get("tokenizer_class", SAVED_CLASS) != SAVED_CLASS:
+        converted = _load(name)
+        if not converted.is_fast or agrees(converted, over_pieces, texts):
+            return converted
+    if settings.get("legacy") is False:
+        raise UserError(
+            f"data.tokenizer: {name} has no tokenizer.json, and says legacy: false, of which transformers has no form "
+            f"that agrees with SentencePiece; save it with tokenizer.json where it was made"
+        )
+    return over_pieces
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
+from transformers import LlamaTokenizer
 
 from data_tools.config import DataConfig
 from data_tools.decode import BYTE_OF, TokenDecoder
@@ -20,7 +21,7 @@ from data_tools.inspect import inspect_store, length_bins, spread, visible
 from data_tools.inspect_page import bin_edges, draw_lengths, write_page
 from data_tools.prepare import prepare
 from data_tools.store import TokenStore
-from data_tools.tokenizer import CHATML, load_tokenizer
+from data_tools.tokenizer import CHATML
 from tests.conftest import chats, write_jsonl
 from tests.shown_stores import ACTING, HOSTILE, write_store
 
@@ -102,13 +103,11 @@ def test_real_vocabularies(name: str, real_data: Path) -> None:
 
 def test_a_sentencepiece_vocabulary_keeps_its_spaces(real_data: Path, tmp_path: Path) -> None:
     """Spaces are `▁` there, and what is in no token is spelt in bytes."""
-    (tmp_path / "chatml.jinja").write_text(CHATML)
-    folder = real_data / "tokenizers" / "mistral_sentencepiece"
-    tokenizer = load_tokenizer(str(folder), str(tmp_path / "chatml.jinja"))
+    tokenizer = LlamaTokenizer.from_pretrained(real_data / "tokenizers" / "mistral_sentencepiece")
     tokenizer.save_pretrained(tmp_path)
     ids = tokenizer.encode("Hello  big\nworld 🌈𓂀", add_special_tokens=False)
     decoder = TokenDecoder(tmp_path)
-    assert "".join(piece.text for piece in decoder.pieces(ids)) == "Hello  big\nworld 🌈𓂀"
+    assert "".join(piece.text for piece in decoder.pieces(ids)) == " Hello  big\nworld 🌈𓂀"
     cut = decoder.pieces(ids[: len(ids) // 2]) + decoder.pieces(ids[len(ids) // 2 :])
     assert [id for piece in cut for id in piece.ids] == ids
 

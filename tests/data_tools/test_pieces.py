@@ -250,6 +250,7 @@ def test_chatml_needs_its_tokens(model_of: Callable[[str], Path]) -> None:
         ("mistral", {"tokenizer_class": "LlamaTokenizer"}, "SentencePieceTokenizer"),
         ("no_prefix", {"tokenizer_class": "GemmaTokenizer"}, "GemmaTokenizer"),
         ("unigram", {"tokenizer_class": "LlamaTokenizer"}, "SentencePieceTokenizer"),
+        ("unigram", {"tokenizer_class": "XLMRobertaTokenizer"}, "XLMRobertaTokenizer"),  # with numbers of its own
     ],
 )
 def test_a_fast_form_is_used_where_it_agrees(
@@ -261,9 +262,12 @@ def test_a_fast_form_is_used_where_it_agrees(
     assert type(tokenizer).__name__ == used
 
 
-def test_no_form_that_is_asked_for_agrees(model_of: Callable[[str], Path], tmp_path: Path) -> None:
-    shutil.copy(model_of("mistral"), tmp_path / "tokenizer.model")
-    declared = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "chat_template": "x"}
+@pytest.mark.parametrize("named", [{"tokenizer_class": "LlamaTokenizer"}, {}])
+def test_no_form_that_is_asked_for_agrees(
+    named: dict[str, str], model_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copy(model_of("unigram"), tmp_path / "tokenizer.model")
+    declared = {**named, "legacy": False, "chat_template": "x"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(declared))
     with pytest.raises(UserError, match="legacy: false"):
         load_tokenizer(str(tmp_path))
