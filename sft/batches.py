@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from data_tools.plan import PackTable
 from data_tools.store import StoredDocument, TokenStore
+from sft.sequence import SequenceGroup
 
 _FILLER = StoredDocument(np.zeros(1, np.int32), np.ones(1, np.int32), None)
 _EMPTY = np.zeros(0, np.int64)
@@ -62,13 +63,15 @@ class Batch:
     documents: NDArray[np.int64]
     """[D] their numbers in the store, to name them by; stays on the host, and is empty where the batch is"""
     targets: Targets
+    group: SequenceGroup | None = None
+    """whose ranks each hold a part of the row; None: it is whole"""
 
     @property
     def model_inputs(self) -> tuple[Any, ...]:
         """The arguments of `PackedCausalLM.forward`, one by one: DeepSpeed's hooks look for tensors among them."""
         targets = self.targets
         row = (self.input_ids, self.positions, self.borders, self.longest)
-        return (*row, targets.places, targets.labels, targets.weights)
+        return (*row, targets.places, targets.labels, targets.weights, self.group)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch in the memory of a device; a GPU fetches it while it computes."""
@@ -118,6 +121,40 @@ def make_batch(store: TokenStore, table: PackTable, packs: NDArray[np.int64]) ->
         tokens=len(ids) if documents else 0,
         documents=numbers,
         targets=targets,
+    )
+
+
+def split_batch(batch: Batch, group: SequenceGroup) -> Batch:
+    """This rank's part of a batch: T / size tokens and their targets. Borders, documents and `longest` stay the row's.
+
+    A row that cannot be divided gets a document of filler tokens at its end, of which nothing is learnt.
+    """
+    if group.size == 1:
+        return batch
+    length = batch.input_ids.shape[1]
+    filler = -length % group.size
+    ids = torch.nn.functional.pad(batch.input_ids, (0, filler))
+    positions = torch.cat([batch.positions, torch.arange(filler)[None]], 1)
+    borders = torch.cat([batch.borders, batch.borders[-1:] + filler]) if filler else batch.borders
+    share = (length + filler) // group.size
+    start, end = group.rank * share, (group.rank + 1) * share
+    targets = batch.targets
+    own = (targets.places >= start) & (targets.places < end)
+    return replace(
+        batch,
+        input_ids=ids[:, start:end].contiguous(),
+        positions=positions[:, start:end].contiguous(),
+        borders=borders,
+        longest=max(batch.longest, filler),
+        tokens=max(0, min(end, batch.tokens) - start),
+        targets=replace(
+            targets,
+            places=targets.places[own] - start,
+            labels=targets.labels[own],
+            weights=None if targets.weights is None else targets.weights[own],
+            sources=targets.sources[own],
+        ),
+        group=group,
     )
 
 

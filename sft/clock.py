@@ -51,8 +51,8 @@ class Clock:
         self._events_of_last, self._events = self._events, []
 
     def read(self) -> tuple[float, dict[str, float]]:
-        """Seconds since the last reading in all parts, and of each part in one step: the last one's on a GPU, which must
-        have ended, and the mean elsewhere.
+        """Seconds since the last reading in all parts, and of each part in one step: the last one's on a GPU, which
+        must have ended, and the mean elsewhere.
         """
         total = sum(self._seconds.values())
         parts = {name: seconds / max(1, self._steps) for name, seconds in self._seconds.items()}

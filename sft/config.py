@@ -72,6 +72,8 @@ class TrainConfig(Section):
     """Packs in one optimizer step, all ranks and micro-batches together."""
     packs_per_micro_batch: int = Field(1, ge=1)
     """Packs in one forward and backward pass of one rank."""
+    sequence_parallel: int = Field(1, ge=1)
+    """Ranks that share each pack, every one with a part of its tokens."""
     epochs: float = Field(1.0, gt=0)
     """Passes over the data, unless `max_steps` is set."""
     max_steps: int | None = Field(None, ge=1)

@@ -19,6 +19,9 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What forward and backward compute in; auto: bfloat16 on GPUs that have it, else float32."""
 
+    attention: Literal["auto", "packed", "flash_attention_2", "sdpa", "flex_attention"] = "auto"
+    """How documents of a pack are kept apart; auto: `packed`, or `flex_attention` on a GPU where scores are capped."""
+
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelConfig":
         if (self.path is None) == (self.config is None):

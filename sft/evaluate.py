@@ -11,7 +11,6 @@ from data_tools.balance import costliest_first
 from data_tools.chat import ChatTemplate
 from data_tools.plan import PackPlan
 from data_tools.store import TokenStore
-from sft.attention import PACKED
 from sft.batches import make_batch
 from sft.model import PackedCausalLM
 from sft.world import World
@@ -100,11 +99,12 @@ def stop_tokens(tokenizer: Any, template: ChatTemplate) -> list[int]:
 def _plain_attention(model: PackedCausalLM) -> Iterator[None]:
     """Generation keeps a cache of keys, which packed rows have not."""
     model.eval()
-    model.model.set_attn_implementation("sdpa")
+    # Capped scores and attention sinks are only in transformers' own attention.
+    model.model.set_attn_implementation("sdpa" if model.model._supports_sdpa else "eager")
     try:
         yield
     finally:
-        model.model.set_attn_implementation(PACKED)
+        model.model.set_attn_implementation(model.attention)
         model.train()
 
 

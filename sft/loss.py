@@ -14,23 +14,58 @@ The head makes logits for trained positions only, a chunk at a time, and compute
 matrix products on kept tokens, and never a [T, V] tensor (the idea of Liger's fused linear cross-entropy,
 arXiv 2410.10989, without the positions whose loss is ignored).
 
+Some models go on where the output layer ends: logits are multiplied by a number (Granite, Cohere), or capped softly by
+cap · tanh(logits / cap) (Gemma). The head does the same, and its gradient follows by the chain rule.
+
     T tokens, K kept (trained) positions, H hidden size, V vocabulary
 """
 
-from types import MethodType
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers import PretrainedConfig
 
 from sft.batches import Targets
 
-CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**28}
-"""Logits that exist at the same time: few enough for a CPU's caches, many enough to keep a GPU busy."""
+CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**27}
+"""Logits that exist at the same time: few enough for a CPU's caches; on a GPU enough rows that adding each chunk's
+gradient to the weight's costs little beside its products, at 1 GB for logits and probabilities."""
+
+
+@dataclass(frozen=True)
+class LogitForm:
+    """What a model does to the output layer's results."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def of(self, raw: torch.Tensor) -> torch.Tensor:
+        """Logits from the output layer's results."""
+        logits = raw if self.scale == 1.0 else raw * self.scale
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def back(self, gradient: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """The gradient of the output layer's results, in place of the one of these logits."""
+        if self.cap is not None:
+            gradient.mul_(1 - (logits / self.cap).square())
+        return gradient if self.scale == 1.0 else gradient.mul_(self.scale)
+
+
+def logit_form(config: PretrainedConfig) -> LogitForm:
+    """Read from the names that transformers' models use; the self-test at start finds those that use others."""
+    text = config.get_text_config()
+    divisor, factor = getattr(text, "logits_scaling", None), getattr(text, "logit_scale", None)
+    scale = 1.0 if divisor is None else 1.0 / divisor
+    if isinstance(factor, int | float):
+        scale *= factor
+    return LogitForm(scale, getattr(text, "final_logit_softcapping", None))
 
 
 class TrainedTokensLoss(torch.autograd.Function):
-    """hidden [K, H], weight [V, H], labels [K], what they count [K] → (weighted sum of losses, stats [3, K]).
+    """hidden [K, H], weight [V, H], bias [V], labels [K], what they count [K] → (weighted sum of losses, stats [3, K]).
 
     The stats, float32 and without gradient, are of every label: its loss, whether it was predicted rightly (1 or 0),
     and the entropy of the prediction in nats.
@@ -41,20 +76,26 @@ class TrainedTokensLoss(torch.autograd.Function):
         ctx: Any,
         hidden: torch.Tensor,
         weight: torch.Tensor,
+        bias: torch.Tensor | None,
         labels: torch.Tensor,
         label_weights: torch.Tensor | None,
+        form: LogitForm,
         with_gradient: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Go through the kept positions in chunks; keep the gradients of both inputs where they are wanted."""
+        """Go through the kept positions in chunks; keep the gradients of the inputs that want one."""
         stats = torch.empty(3, len(labels), dtype=torch.float32, device=hidden.device)
-        hidden_grad = torch.empty_like(hidden) if with_gradient else None
-        weight_grad = None
-        if with_gradient and ctx.needs_input_grad[1]:  # not of an output layer that stays as it is
-            weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        wanted = [with_gradient and needed for needed in ctx.needs_input_grad[:3]]
+        hidden_grad = torch.empty_like(hidden) if wanted[0] else None
+        weight_grad, bias_grad = (
+            torch.zeros(tensor.shape, dtype=torch.float32, device=tensor.device)
+            if want and tensor is not None
+            else None
+            for want, tensor in zip(wanted[1:], (weight, bias), strict=True)
+        )
         chunk = max(16, CHUNK_LOGITS[weight.device.type] // len(weight))
         for start in range(0, len(labels), chunk):
             rows, label = slice(start, start + chunk), labels[start : start + chunk, None]
-            logits = F.linear(hidden[rows], weight).float()  # [chunk, V]
+            logits = form.of(F.linear(hidden[rows], weight, bias).float())  # [chunk, V]
             best = logits.max(-1, keepdim=True)
             label_logit = logits.gather(1, label)
             probabilities = torch.softmax(logits, -1)
@@ -63,31 +104,38 @@ class TrainedTokensLoss(torch.autograd.Function):
             stats[0, rows] = (log_sum - label_logit).squeeze(1)
             stats[1, rows] = (best.indices == label).squeeze(1)
             stats[2, rows] = log_sum.squeeze(1) - torch.linalg.vecdot(probabilities, logits)
+            if not any(wanted):
+                continue
+            # d loss / d logits = (softmax - one-hot) · what the label counts
+            exact = probabilities.scatter_add_(1, label, -torch.ones_like(log_sum))
+            if label_weights is not None:
+                exact.mul_(label_weights[rows, None])
+            exact = form.back(exact, logits)
+            if bias_grad is not None:
+                bias_grad += exact.sum(0)
+            gradient = exact.to(weight.dtype)
             if hidden_grad is not None:
-                # d loss / d logits = (softmax - one-hot) · what the label counts
-                gradient = probabilities.scatter_add_(1, label, -torch.ones_like(log_sum))
-                if label_weights is not None:
-                    gradient.mul_(label_weights[rows, None])
-                gradient = gradient.to(weight.dtype)
                 hidden_grad[rows] = gradient @ weight
-                if weight_grad is None:
-                    continue
-                if weight.dtype is weight_grad.dtype:
-                    weight_grad.addmm_(gradient.t(), hidden[rows])
-                else:
-                    weight_grad += gradient.t() @ hidden[rows]  # the product in bfloat16, the sum over chunks not
-        ctx.gradients = (hidden_grad, weight_grad)
+            if weight_grad is None:
+                continue
+            if weight.dtype is weight_grad.dtype:
+                weight_grad.addmm_(gradient.t(), hidden[rows])
+            else:
+                weight_grad += gradient.t() @ hidden[rows]  # the product in bfloat16, the sum over chunks not
+        ctx.gradients = (hidden_grad, weight_grad, bias_grad)
+        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(stats)
         return (stats[0] if label_weights is None else stats[0] * label_weights).sum(), stats
 
     @staticmethod
-    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None, None, None]:
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Scale the gradients that forward kept."""
-        hidden_grad, weight_grad = ctx.gradients
+        scaled = (
+            None if gradient is None else (gradient * outer[0]).to(dtype)
+            for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
+        )
         ctx.gradients = None
-        if weight_grad is not None:
-            weight_grad = (weight_grad * outer[0]).to(hidden_grad.dtype)
-        return hidden_grad * outer[0], weight_grad, None, None, None
+        return (*scaled, None, None, None, None)
 
 
 def install_loss_head(model: torch.nn.Module) -> None:
@@ -96,22 +144,27 @@ def install_loss_head(model: torch.nn.Module) -> None:
     The loss is computed inside the layer's own `forward`, so ZeRO-3 gathers its weight as it does for any other layer.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
-    head.forward = MethodType(_head_forward, head)
+    head.forward = partial(_head_forward, head, logit_form(model.config))
 
 
 def _head_forward(
     head: torch.nn.Linear,
+    form: LogitForm,
     hidden: torch.Tensor,
     places: torch.Tensor | None = None,
     labels: torch.Tensor | None = None,
     weights: torch.Tensor | None = None,
+    finished: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """hidden [1, T, H] → logits [1, T, V], or with `batches.Targets` the loss and stats of `TrainedTokensLoss`."""
+    """hidden [1, T, H] → with `batches.Targets` the loss and stats of `TrainedTokensLoss`, else [1, T, V]: what the
+    layer computes (transformers' own forward pass goes on from there), or with `finished` the logits.
+    """
     if places is None:
-        return F.linear(hidden, head.weight, head.bias)
+        raw = F.linear(hidden, head.weight, head.bias)
+        return form.of(raw) if finished else raw
     kept = hidden.reshape(-1, hidden.shape[-1]).index_select(0, places)
     result: tuple[torch.Tensor, torch.Tensor] = TrainedTokensLoss.apply(  # type: ignore[no-untyped-call]
-        kept, head.weight, labels, weights, torch.is_grad_enabled()
+        kept, head.weight, head.bias, labels, weights, form, torch.is_grad_enabled()
     )
     return result
 

@@ -13,16 +13,18 @@ from data_tools.errors import UserError
 from sft.attention import PACKED
 from sft.config_model import ModelConfig
 from sft.loss import install_loss_head
+from sft.sequence import SequenceGroup
 
 
 class PackedCausalLM(torch.nn.Module):
     """A causal language model that takes packed rows and returns (sum of losses, stats of every label)."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, attention: str = PACKED) -> None:
         super().__init__()
         self.model = model
+        self.attention = attention
         install_loss_head(model)
-        model.set_attn_implementation(PACKED)
+        model.set_attn_implementation(attention)
 
     def forward(
         self,
@@ -33,9 +35,10 @@ class PackedCausalLM(torch.nn.Module):
         places: torch.Tensor,
         labels: torch.Tensor,
         weights: torch.Tensor | None,
+        group: SequenceGroup | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One micro-batch; arguments as in `batches.Batch` and its `Targets`, results of `TrainedTokensLoss`."""
-        hidden = self._hidden(input_ids, positions, borders, longest)
+        hidden = self.hidden(input_ids, positions, borders, longest, group)
         head = self.model.get_output_embeddings()
         result: tuple[torch.Tensor, torch.Tensor] = head(hidden, places=places, labels=labels, weights=weights)
         return result
@@ -44,10 +47,20 @@ class PackedCausalLM(torch.nn.Module):
         self, input_ids: torch.Tensor, positions: torch.Tensor, borders: torch.Tensor, longest: int
     ) -> torch.Tensor:
         """[1, T, V], for looking at the model; training never makes them."""
-        logits: torch.Tensor = self.model.get_output_embeddings()(self._hidden(input_ids, positions, borders, longest))
+        hidden = self.hidden(input_ids, positions, borders, longest)
+        logits: torch.Tensor = self.model.get_output_embeddings()(hidden, finished=True)
         return logits
 
-    def _hidden(self, input_ids: torch.Tensor, positions: torch.Tensor, borders: torch.Tensor, longest: int) -> Any:
+    def hidden(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        borders: torch.Tensor,
+        longest: int,
+        group: SequenceGroup | None = None,
+    ) -> Any:
+        """[1, T, H], what the output layer is given."""
+        shared = {} if group is None else {"sequence_group": group}
         return self.model.base_model(
             input_ids=input_ids,
             position_ids=positions,
@@ -56,6 +69,7 @@ class PackedCausalLM(torch.nn.Module):
             cu_seq_lens_k=borders,
             max_length_q=longest,
             max_length_k=longest,
+            **shared,
         ).last_hidden_state
 
 
@@ -98,8 +112,6 @@ def load_model(
             raise UserError(f"model.path: {config.path} lacks {len(missing)} weights, among them {missing[0]}")
     else:
         model = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
-    if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        raise UserError("this model has a bias in its output layer, which the loss does not follow; choose another")
     return model
 
 

@@ -9,7 +9,7 @@ from sft.run import TrainingRun
 
 
 def check_finite(summary: Summary, last_step: int, run: TrainingRun, ranks: int) -> None:
-    """Called at every line of metrics, and so before every checkpoint: none is written with weights that are no numbers.
+    """Called at every line of metrics, and so before every checkpoint: none has weights that are no numbers.
 
     Args:
         last_step: number of the interval's last step, from 1.
@@ -40,6 +40,6 @@ def _explain(bad: BadLoss, step: int, run: TrainingRun, ranks: int) -> str:
     names = [source["name"] for source in run.store.manifest["sources"]]
     where = "; ".join(f"{names[source]}: {', '.join(map(str, sorted(of_it)))}" for source, of_it in rows.items())
     return (
-        f"step {step}: the loss of micro-batch {bad.micro_batch} of rank {bad.rank} is {value}; its documents are of rows "
-        f"{where} (from 0); mend or leave out what is odd there, or lower train.learning_rate"
+        f"step {step}: the loss of micro-batch {bad.micro_batch} of rank {bad.rank} is {value}; its documents are of "
+        f"rows {where} (from 0); mend or leave out what is odd there, or lower train.learning_rate"
     )

@@ -10,8 +10,11 @@ def micro_batches_per_step(train: TrainConfig, ranks: int) -> int:
     """Forward and backward passes of each rank in one optimizer step.
 
     Raises:
-        UserError: the packs of a step cannot be shared out evenly.
+        UserError: the packs of a step cannot be shared out evenly, or ranks not be grouped.
     """
+    if ranks % train.sequence_parallel:
+        raise UserError(f"train.sequence_parallel={train.sequence_parallel} does not divide {ranks} ranks")
+    ranks //= train.sequence_parallel  # those of a group share their packs
     per_pass = ranks * train.packs_per_micro_batch
     if train.packs_per_step % per_pass:
         below, above = train.packs_per_step // per_pass * per_pass, -(-train.packs_per_step // per_pass) * per_pass

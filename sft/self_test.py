@@ -6,39 +6,109 @@ from data_tools.errors import UserError
 from sft.attention import PACKED
 from sft.model import PackedCausalLM
 
+LENGTHS = (7, 1, 9)
+"""Tokens of the documents of the row that is tried."""
+ALONE = "set data.packing=none and train.packs_per_micro_batch=1"
 
-def check_documents_are_apart(packed: PackedCausalLM, device: torch.device) -> None:
+
+def check_documents_are_apart(packed: PackedCausalLM, device: torch.device, alone: bool = False) -> None:
     """Try a packed row of three documents: changing the first must change no logit of the others, to the last bit, and
     each must have the logits that plain transformers gives it alone.
 
     This finds what packing would train silently wrong: layers that carry a state from one document into the next
-    (linear attention, convolutions), attention with sinks or soft caps, heads that scale or cap their logits.
+    (linear attention, convolutions), attention or output layers that do what the packed forward pass does not.
+
+    Args:
+        alone: rows are single documents, so only these are tried.
 
     Raises:
-        UserError: this model cannot be trained in packs.
+        UserError: this model cannot be trained so; the line says why and what can be set instead.
     """
-    model = packed.model
-    rows = model.config.get_text_config().vocab_size
-    row = (torch.arange(17, device=device)[None] * 7919 + 1) % rows
-    changed = torch.cat([rows - 1 - row[:, :7], row[:, 7:]], 1)
-    borders = torch.tensor([0, 7, 8, 17], dtype=torch.int32, device=device)
-    positions = torch.cat([torch.arange(length, device=device) for length in (7, 1, 9)])[None]
     was_training = packed.training
     packed.eval()
-    with torch.no_grad():
-        together = packed.logits(row, positions, borders, 9)
-        after_change = packed.logits(changed, positions, borders, 9)
-        model.set_attn_implementation("eager")
-        alone = torch.cat([model(document, use_cache=False).logits for document in row.split([7, 1, 9], 1)], 1)
-        model.set_attn_implementation(PACKED)
-    packed.train(was_training)
-    if not torch.equal(together[:, 7:], after_change[:, 7:]):
+    try:
+        with torch.no_grad():
+            _check_one_document(packed, device)
+            if not alone:
+                _check_three_documents(packed, device)
+    except ValueError as error:  # how transformers and its kernels refuse
+        raise UserError(f"{_name(packed)} cannot be trained so: {str(error).splitlines()[0]}") from None
+    finally:
+        packed.train(was_training)
+
+
+def _check_one_document(packed: PackedCausalLM, device: torch.device) -> None:
+    """Its hidden states tell the attention, its logits the output layer."""
+    model, name = packed.model, _name(packed)
+    if model.base_model is model:
+        raise UserError(f"{name} does not say which of its parts come before the output layer; choose another model")
+    ids, positions, borders = _row(packed, device, LENGTHS[-1:])
+    hidden = packed.hidden(ids, positions, borders, LENGTHS[-1])
+    logits = packed.logits(ids, positions, borders, LENGTHS[-1])
+    model.set_attn_implementation("eager")
+    true_hidden = model.base_model(ids, use_cache=False).last_hidden_state
+    true_logits = model(ids, use_cache=False).logits
+    model.set_attn_implementation(packed.attention)
+    if not _difference(hidden, true_hidden) <= _bound(hidden):
         raise UserError(
-            f"{model.config.model_type} lets documents of a pack see each other; choose a plain attention architecture"
+            f"{name} computes something else with model.attention={_setting(packed)} than with transformers' own "
+            f"attention (by {_difference(hidden, true_hidden):.0%}); set {_other(packed)}, or choose another model"
         )
-    difference = float((together.float() - alone.float()).abs().max() / alone.float().abs().max())
-    if not difference <= (1e-3 if together.dtype is torch.float32 else 5e-2):
+    if not _difference(logits, true_logits) <= _bound(logits):
         raise UserError(
-            f"{model.config.model_type} computes other logits in packs than alone (by {difference:.0%}): its attention "
-            f"or output layer does what the packed forward pass does not; choose a plain attention architecture"
+            f"{name} makes its logits in a way that the loss does not follow (they differ by "
+            f"{_difference(logits, true_logits):.0%}): it does more after its output layer than to scale or cap; "
+            f"choose another model"
         )
+
+
+def _check_three_documents(packed: PackedCausalLM, device: torch.device) -> None:
+    model, name, first = packed.model, _name(packed), LENGTHS[0]
+    ids, positions, borders = _row(packed, device, LENGTHS)
+    changed = torch.cat([model.config.get_text_config().vocab_size - 1 - ids[:, :first], ids[:, first:]], 1)
+    together = packed.logits(ids, positions, borders, max(LENGTHS))
+    after_change = packed.logits(changed, positions, borders, max(LENGTHS))
+    model.set_attn_implementation("eager")
+    apart = torch.cat([model(document, use_cache=False).logits for document in ids.split(LENGTHS, 1)], 1)
+    model.set_attn_implementation(packed.attention)
+    if not torch.equal(together[:, first:], after_change[:, first:]):
+        raise UserError(
+            f"{name} lets documents of a pack see each other: some of its layers carry a state along the row (linear "
+            f"attention, convolutions), or do not hear of documents; {ALONE}, or choose another model"
+        )
+    if not _difference(together, apart) <= _bound(together):
+        raise UserError(
+            f"{name} computes other logits in packs than alone (by {_difference(together, apart):.0%}): it does not "
+            f"count positions from each document's start; {ALONE}, or choose another model"
+        )
+
+
+def _row(
+    packed: PackedCausalLM, device: torch.device, lengths: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, positions and borders of documents of these lengths."""
+    vocab_size = packed.model.config.get_text_config().vocab_size
+    ids = (torch.arange(sum(lengths), device=device)[None] * 7919 + 1) % vocab_size
+    positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]
+    borders = torch.tensor([0, *lengths], dtype=torch.int32, device=device).cumsum(0, dtype=torch.int32)
+    return ids, positions, borders
+
+
+def _difference(found: torch.Tensor, true: torch.Tensor) -> float:
+    return float((found.float() - true.float()).abs().max() / true.float().abs().max())
+
+
+def _bound(tensor: torch.Tensor) -> float:
+    return 1e-3 if tensor.dtype is torch.float32 else 5e-2
+
+
+def _name(packed: PackedCausalLM) -> str:
+    return str(packed.model.config.model_type)
+
+
+def _setting(packed: PackedCausalLM) -> str:
+    return "packed" if packed.attention == PACKED else packed.attention
+
+
+def _other(packed: PackedCausalLM) -> str:
+    return "model.attention=sdpa" if packed.attention == PACKED else "model.attention=packed"

@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from data_tools.chat import ChatTemplate
 from data_tools.tokenizer import load_tokenizer
-from sft.batches import Batch, make_batch
+from sft.attention import check_heads, choose_attention
+from sft.batches import Batch, make_batch, split_batch
 from sft.checkpoint import Progress, commit_checkpoint, resume
 from sft.engine import start_engine
 from sft.evaluate import probe_logits, sample_answers, validation_loss
@@ -20,6 +21,7 @@ from sft.record import RunRecord
 from sft.run import TrainingRun
 from sft.schedule import learning_rate_at, micro_batches_per_step
 from sft.self_test import check_documents_are_apart
+from sft.sequence import SequenceGroup, join_sequence_group
 from sft.trackers import Trackers, check_trackers
 from sft.world import World
 
@@ -35,6 +37,7 @@ class Session:
     template: ChatTemplate
     record: RunRecord
     model_hash: str
+    group: SequenceGroup
 
     def fresh(self) -> Progress:
         """Begin at step 0 with a look at the untrained model."""
@@ -74,9 +77,9 @@ class Session:
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step, from 0."""
-        plan, world = self.run.plan, self.world
-        shares = plan.micro_batches(step, world.rank, world.size, self.run.train.packs_per_micro_batch)
-        return [make_batch(self.run.store, plan.train, packs) for packs in shares]
+        plan, group = self.run.plan, self.group
+        shares = plan.micro_batches(step, group.data_rank, group.data_ranks, self.run.train.packs_per_micro_batch)
+        return [split_batch(make_batch(self.run.store, plan.train, packs), group) for packs in shares]
 
     def learning_rate(self, step: int) -> float:
         """The rate of a step, from 0."""
@@ -142,9 +145,15 @@ def start_session(run: TrainingRun, world: World) -> Session:
     tokenizer = load_tokenizer(str(run.store.folder / "tokenizer"))
     template = ChatTemplate(str(tokenizer.chat_template), tokenizer.special_tokens_map, run.template_date)
     dtype = compute_dtype(run.model, world.device)
-    model = PackedCausalLM(load_model(run.model, tokenizer, run.store.vocab_size, dtype, run.train.seed))
+    loaded = load_model(run.model, tokenizer, run.store.vocab_size, dtype, run.train.seed)
+    attention = choose_attention(run.model.attention, loaded.config, world.device)
+    check_heads(loaded.config, attention, run.train.sequence_parallel)
+    model = PackedCausalLM(loaded, attention)
     check_length(model.model.config, run.plan.settings.max_length)
-    check_documents_are_apart(model.to(world.device), world.device)
+    alone = run.plan.settings.packing == "none" and run.train.packs_per_micro_batch == 1
+    check_documents_are_apart(model.to(world.device), world.device, alone)
     shapes = model_hash(model)  # before ZeRO-3 splits them
     engine = start_engine(model, run.train, dtype, world)
-    return Session(run, world, engine, tokenizer, template, record, shapes)
+    return Session(
+        run, world, engine, tokenizer, template, record, shapes, join_sequence_group(world, run.train.sequence_parallel)
+    )

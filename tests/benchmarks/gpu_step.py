@@ -179,7 +179,7 @@ def trl(model: LlamaForCausalLM, packs: list[Any], learning_rate: float, liger: 
     )
     ends: list[float] = []
 
-    class Times(TrainerCallback):
+    class Times(TrainerCallback):  # type: ignore[misc, unused-ignore]
         def on_step_end(self, *arguments: Any, **facts: Any) -> None:
             wait(model.device)
             ends.append(time.perf_counter())

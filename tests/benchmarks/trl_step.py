@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerC
 from trl import SFTConfig, SFTTrainer  # type: ignore[import-not-found, unused-ignore]
 
 
-class Times(TrainerCallback):
+class Times(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Notes the CPU clock at the end of every step, and the loss that the trainer logs."""
 
     def __init__(self) -> None:

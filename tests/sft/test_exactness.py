@@ -89,7 +89,7 @@ def truth_of(
     return loss.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def start(world: World, stage: int, tied: bool, accumulation: int) -> Any:
+def start(world: World, stage: int, tied: bool, accumulation: int, sequence_parallel: int = 1) -> Any:
     """An engine that notes the gradients of its last step in `seen`, whole, by parameter, before it updates."""
     from deepspeed.utils import safe_get_full_grad
 
@@ -98,7 +98,8 @@ def start(world: World, stage: int, tied: bool, accumulation: int) -> Any:
     from sft.model import PackedCausalLM
     from tests.sft.models import tiny_llama
 
-    settings = {"packs_per_step": world.size * accumulation, "max_grad_norm": 1e9}
+    packs = world.size * accumulation // sequence_parallel
+    settings = {"packs_per_step": packs, "sequence_parallel": sequence_parallel, "max_grad_norm": 1e9}
     train = TrainConfig.model_validate({**settings, "zero": {"stage": stage}})
     engine = start_engine(PackedCausalLM(tiny_llama(tied)), train, torch.float32, world)
     update = engine.step

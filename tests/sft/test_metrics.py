@@ -84,7 +84,7 @@ class Waits(TorchDispatchMode):
     """Counts where a number of a tensor is asked for: on a GPU, the host would wait for it there."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.places: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
