@@ -42,6 +42,8 @@ class PlainChats:
 
     def only(self, kept: NDArray[np.bool_]) -> "PlainChats":
         """Those of [chats] that are kept."""
+        if kept.all():
+            return self  # nothing is copied
         lengths = np.diff(self.starts)
         of_kept = np.repeat(kept, lengths)
         return PlainChats(

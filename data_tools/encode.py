@@ -100,12 +100,13 @@ class Encoder:
             simple[:] = False
         else:
             ids, offsets, lengths = self._ids(texts)
-            token_ends = ends(lengths)  # in bytes of the whole batch, after a 0
+            token_ends = _token_ends(lengths, texts.data.nbytes)
             reached = token_ends[offsets]
             simple &= np.diff(reached) == np.diff(texts.offsets)
             moved = np.repeat(reached[:-1] - texts.offsets[:-1], counts)  # after a text that is not simple
             own_ends = token_ends[1:] if self._pieces is None else _with_next(token_ends)
-            borders = token_borders(own_ends, token_ends[:-1], (texts.borders + moved).reshape(-1, 2))
+            spans = (texts.borders + moved).astype(token_ends.dtype).reshape(-1, 2)
+            borders = token_borders(own_ends, token_ends[:-1], spans)
             if self._pieces is not None:  # tokens without bytes look as if they were in the text before or after
                 borders = np.clip(borders, np.repeat(offsets[:-1], counts), np.repeat(offsets[1:], counts))
         if not simple.all():
@@ -138,7 +139,7 @@ class Encoder:
             return self._pieces.encode([texts.text(number) for number in range(len(texts))])
         ids, offsets = self._ids_of_bytes(texts)
         assert self._token_lengths is not None
-        return ids, offsets, self._token_lengths.take(ids)
+        return ids, offsets, self._token_lengths.take(ids, mode="clip")  # which is quicker; no id is outside
 
     def _ids_of_bytes(self, texts: Texts) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         if self._fast is not None:
@@ -206,7 +207,17 @@ def _in_bytes(text: bytes, characters: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.append(np.flatnonzero(starts_character), len(text))[characters]
 
 
-def _with_next(token_ends: NDArray[np.int64]) -> NDArray[np.int64]:
+def _token_ends(lengths: NDArray[np.integer[Any]], most: int) -> NDArray[np.signedinteger[Any]]:
+    """[tokens + 1] 0, and where each token ends, in bytes of texts that have so many; in numbers that are not larger
+    than they need be (a normalizer may have made a text several times as long).
+    """
+    kind: type[np.signedinteger[Any]] = np.int32 if most < 2**28 else np.int64
+    token_ends = np.zeros(len(lengths) + 1, kind)
+    np.cumsum(lengths, dtype=kind, out=token_ends[1:])
+    return token_ends
+
+
+def _with_next(token_ends: NDArray[np.signedinteger[Any]]) -> NDArray[np.signedinteger[Any]]:
     """Where each token ends; one that takes no byte of its text (a space put before it) belongs to the next."""
     own = token_ends[1:]
     if (nothing := np.flatnonzero(own == token_ends[:-1])).size == 0:

@@ -5,6 +5,7 @@ mask   [. . . x x x .]      borders [3 6]      runs [3 3 1]
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,9 @@ class Masks:
 
 
 def token_borders(
-    token_ends: NDArray[np.int64], token_starts: NDArray[np.int64], spans: NDArray[np.int64]
+    token_ends: NDArray[np.signedinteger[Any]],
+    token_starts: NDArray[np.signedinteger[Any]],
+    spans: NDArray[np.signedinteger[Any]],
 ) -> NDArray[np.int64]:
     """The first token that is trained, and the one after the last, for every span.
 
