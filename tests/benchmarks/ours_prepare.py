@@ -64,7 +64,7 @@ def main() -> None:
         "cpu_s": sum(parts.values()) - loading + done - planning,
         "whole_cpu_s": done - started,
         "tokens": made.manifest["totals"]["tokens"],
-        "bare_encode_cpu_s": 0 if "NOBARE" in __import__("os").environ else _bare_encode(made, tokenizer),
+        "bare_encode_cpu_s": _bare_encode(made, tokenizer),
     }
     print(json.dumps(facts))
 
