@@ -17,6 +17,7 @@ from sft.engine import consolidated_weights
 from sft.evaluate import stop_tokens
 from sft.model import load_config
 from sft.run import TrainingRun
+from sft.world import World
 
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """Largest difference of logits, as a share of the largest logit: packed and plain attention round differently."""
@@ -28,7 +29,7 @@ def export_model(run: TrainingRun) -> Path:
     Raises:
         UserError: there is no checkpoint, or the exported model does not compute what the trained one did.
     """
-    checkpoint = newest_good_checkpoint(run.checkpoints)
+    checkpoint = newest_good_checkpoint(run.checkpoints, World(0, 1, torch.device("cpu")))
     if checkpoint is None:
         raise UserError(f"{run.folder} has no checkpoint to export; train first: `shardtune train {run.folder}`")
     final, partial = run.folder / "model", run.folder / "model.partial"
