@@ -18,7 +18,8 @@ from data_tools.messages import Message
 from data_tools.sandbox import CharSpan
 from data_tools.skeleton import NO_FACTS, Facts, FilledChat, Skeleton, Skeletons
 from data_tools.template import JinjaTemplate
-from data_tools.turns import RewriteError, TurnFinder, check_tools
+from data_tools.tools import check_tools
+from data_tools.turns import RewriteError, TurnFinder
 
 
 @dataclass(frozen=True)

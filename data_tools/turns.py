@@ -10,13 +10,13 @@ rendered up to a turn and the text rendered with it. Never from searching for kn
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from data_tools.errors import RowError
 from data_tools.formats import Conversation
 from data_tools.messages import Message
 from data_tools.sandbox import CharSpan
 from data_tools.template import JinjaTemplate, common_prefix
+from data_tools.tools import check_calls
 
 _EMPTY_BLOCK = re.compile(r"\s*(<(?P<name>[^<>/\s]+)>\s*</(?P=name)>)\s*")
 
@@ -200,7 +200,9 @@ class TurnFinder:
         learnt = text[slice(*turn.span)]
         body = self._body(learnt)
         for number in said:
-            for part, what in _said(conversation.messages[number]):
+            message = conversation.messages[number]
+            check_calls(learnt if turn.message is not None else text, message, number)
+            for part, what in _said(message):
                 place = text if turn.message is None else learnt if self._end_length(part) else body
                 if part not in place:
                     reason = f"the text that is learnt does not contain the {what} of message {number}"
@@ -272,25 +274,3 @@ def _answer_start(text: str, turn: CharSpan, header_end: int, body_end: int, mes
     if (block := _EMPTY_BLOCK.match(text, header_end)) and not content.startswith(block[1]):
         return block.end()
     return header_end
-
-
-def check_tools(template: JinjaTemplate, conversation: Conversation, text: str) -> None:
-    """Tools that the template never writes would be lost.
-
-    Raises:
-        RowError: the name of a tool is not in the text.
-    """
-    for tool in conversation.tools or []:
-        name = _tool_name(tool)
-        if name is not None and name not in text:
-            raise RowError(
-                f"the chat template does not render the tool {name!r}, it would be lost; use another template"
-            )
-
-
-def _tool_name(tool: Any) -> str | None:
-    if not isinstance(tool, dict):
-        return None
-    function = tool.get("function")
-    name = (function if isinstance(function, dict) else tool).get("name")
-    return name if isinstance(name, str) else None
