@@ -19,11 +19,12 @@ from sft.model import PackedCausalLM, check_length, compute_dtype, load_model, m
 from sft.nan import check_finite
 from sft.record import RunRecord
 from sft.run import TrainingRun
-from sft.schedule import learning_rate_at, micro_batches_per_step
+from sft.schedule import learning_rate_at
 from sft.self_test import check_documents_are_apart
 from sft.sequence import SequenceGroup, join_sequence_group
 from sft.trackers import Trackers, check_trackers
 from sft.world import World
+from sft.zero import check_device, check_train
 
 
 @dataclass(frozen=True)
@@ -138,13 +139,14 @@ def start_session(run: TrainingRun, world: World) -> Session:
     Raises:
         UserError: the run cannot be trained as it is configured.
     """
-    micro_batches_per_step(run.train, world.size)  # says at once when the packs cannot be shared out
+    dtype = compute_dtype(run.model, world.device)
+    check_train(run.train, dtype, world.size)
+    check_device(run.train, dtype, world.device)
     check_trackers(run.track)
     record = RunRecord(run.folder, run.total_steps, writes=world.is_main)
     record.status("loading", 0)
     tokenizer = load_tokenizer(str(run.store.folder / "tokenizer"))
     template = ChatTemplate(str(tokenizer.chat_template), tokenizer.special_tokens_map, run.template_date)
-    dtype = compute_dtype(run.model, world.device)
     loaded = load_model(run.model, tokenizer, run.store.vocab_size, dtype, run.train.seed)
     attention = choose_attention(run.model.attention, loaded.config, world.device)
     check_heads(loaded.config, attention, run.train.sequence_parallel)
