@@ -53,7 +53,7 @@ def test_a_terminated_command_stops_its_ranks(tmp_path: Path, recipe: Path) -> N
     while not log.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     train.terminate()
-    assert train.wait(30) == 128 + 15
+    assert train.wait(60) == 85
     with (tmp_path / "runs" / "tiny" / ".lock").open("w") as lock:
         local._lock(lock.fileno(), tmp_path)  # every rank inherited the lock: it is free, so all are gone
 
