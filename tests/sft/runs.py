@@ -23,14 +23,16 @@ MODEL = {
 }
 
 
-def plan_run(folder: Path, store: TokenStore, chat_file: Path, ranks: int, **sections: Any) -> Path:
+def plan_run(
+    folder: Path, store: TokenStore, chat_file: Path, ranks: int, validation: float = 0.1, **sections: Any
+) -> Path:
     """Everything that `shardtune train` makes before it starts ranks."""
     data = {
         "sources": [{"path": str(chat_file)}],
         "tokenizer": {"vocab_size": 400},
         "max_length": 256,
         "rows_per_shard": 64,
-        "validation": {"fraction": 0.1},
+        "validation": {"fraction": validation},
         "store": str(store.folder),
     }
     base = {"name": folder.name, "runs": str(folder.parent), "model": {"config": MODEL}, "data": data}

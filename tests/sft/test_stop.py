@@ -119,7 +119,7 @@ WHERE: dict[str, tuple[list[int], list[str], list[int]]] = {
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_stopped_run_goes_on_bit_for_bit(stage: int, store: TokenStore, chat_file: Path, tmp_path: Path) -> None:
     names = list(CASES) if stage == 2 else ["undisturbed", "evaluating"]
-    sections = {
+    sections: dict[str, Any] = {
         "train": {"packs_per_step": 6, "max_steps": 6, "learning_rate": 1e-2, "zero": {"stage": stage}},
         "evaluate": {"every": 3, "samples": ["Count to 3 and name a colour."], "max_new_tokens": 8},
         "checkpoint": {"every": 3},
