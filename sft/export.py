@@ -12,12 +12,15 @@ from data_tools.chat import ChatTemplate
 from data_tools.errors import UserError
 from data_tools.piece_models import PROBES, same_ids, save_tokenizer
 from data_tools.tokenizer import load_tokenizer
-from sft.checkpoint import best_checkpoint, find_damage, newest_good_checkpoint, read_progress
+from sft.checkpoint import best_checkpoint, newest_good_checkpoint, read_progress
+from sft.digests import find_damage
 from sft.engine import consolidated_weights
 from sft.evaluate import stop_tokens
 from sft.model import load_config
 from sft.run import TrainingRun
+from sft.world import World
 
+_ALONE = World(0, 1, torch.device("cpu"))
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """Largest difference of logits, as a share of the largest logit: packed and plain attention round differently."""
 
@@ -31,7 +34,7 @@ def export_model(run: TrainingRun, best: bool = False) -> Path:
     Raises:
         UserError: there is no such checkpoint, or the exported model does not compute what the trained one did.
     """
-    checkpoint = _best_checkpoint(run) if best else newest_good_checkpoint(run.checkpoints)
+    checkpoint = _best_checkpoint(run) if best else newest_good_checkpoint(run.checkpoints, _ALONE)
     if checkpoint is None:
         raise UserError(f"{run.folder} has no checkpoint to export; train first: `shardtune train {run.folder}`")
     final, partial = run.folder / "model", run.folder / "model.partial"
@@ -53,7 +56,7 @@ def _best_checkpoint(run: TrainingRun) -> Path | None:
             "leave out --best for the newest"
         )
     best = best_checkpoint(run.checkpoints)
-    if best is not None and (damage := find_damage(best)) is not None:
+    if best is not None and (damage := find_damage(best, _ALONE)) is not None:
         raise UserError(f"{best}, the best checkpoint, is damaged ({damage}); leave out --best for the newest")
     return best
 

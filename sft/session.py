@@ -69,7 +69,8 @@ class Session:
 
     def restore(self) -> Progress:
         """Go on from the newest good checkpoint, or begin when there is none."""
-        progress = resume(self.engine, self.run.checkpoints, self.run.plan.hash, self.run.train.zero.stage, self.world)
+        run = self.run
+        progress = resume(self.engine, run.checkpoints, run.plan.hash, self.model_hash, run.train, self.world)
         if progress is None:
             return self.fresh()
         self.record.rewind(progress.step, progress.evaluated)

@@ -151,7 +151,7 @@ def replace_probe(checkpoint: Path) -> None:
     probe = torch.load(checkpoint / "probe.pt", weights_only=True)
     torch.save({**probe, "logits": probe["logits"].flip(-1)}, checkpoint / "probe.pt")
     record = json.loads((checkpoint / "commit.json").read_text(encoding="utf-8"))
-    from sft.checkpoint import _describe
+    from sft.digests import _describe
 
     record["files"]["probe.pt"] = _describe(checkpoint / "probe.pt")
     (checkpoint / "commit.json").write_text(json.dumps(record), encoding="utf-8")
