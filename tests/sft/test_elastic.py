@@ -32,7 +32,6 @@ def jobs(world: World, store: str, plan: str, folder: str, tasks: list[dict[str,
 def job(world: World, tokens: TokenStore, packs: PackPlan, folder: Path, task: dict[str, Any]) -> list[str]:
     from sft.batches import make_batch
     from sft.checkpoint import resume
-from sft.config_watch import CheckpointConfig
     from sft.clock import Clock
     from sft.engine import optimizer_step
 
@@ -85,6 +84,7 @@ def start(task: dict[str, Any], world: World) -> Any:
 
 def save(engine: Any, folder: Path, step: int, train: Any, world: World) -> None:
     from sft.checkpoint import Progress, commit_checkpoint
+    from sft.config_watch import CheckpointConfig
 
     progress = Progress(step, 0, 0, PLAN, MODEL, train.zero.stage, world.size, False, (), {})
     commit_checkpoint(engine, folder, progress, {}, world, settings=CheckpointConfig(keep_last=2))
