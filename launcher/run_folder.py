@@ -14,7 +14,7 @@ from launcher.config import RUN_FILE, RunConfig
 from sft.record import STATUS, read_metrics
 
 _MAY_CHANGE = {
-    *(("train", key) for key in ("max_steps", "epochs", "log_every")),
+    *(("train", key) for key in ("max_steps", "epochs", "log_every", "hang_timeout")),
     *(("train", key) for key in ("zero", "packs_per_micro_batch", "sequence_parallel", "activation_checkpointing")),
 }
 """What a resumed run may set anew besides `evaluate` and `checkpoint`: how long it goes on, and how steps are shared

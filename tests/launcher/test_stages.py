@@ -167,6 +167,11 @@ def test_a_failing_rank_is_named_with_its_words(recipe: Path, store: TokenStore)
     assert "is not a multiple of 4 ranks" in refused("plan", recipe, "--ranks", 4)
     line = refused("train", recipe, f"data.store={store.folder}", "train.learning_rate=1e30", "--ranks", 1)
     assert re.search("step 2: .* (nan|inf).*; lower train.learning_rate", line)
+    other = (recipe, f"data.store={store.folder}", "name=other", "--ranks", 1)
+    line = refused("train", *other, "train.gradient_dtype=bfloat16")
+    assert "train.gradient_dtype: the model computes in float32; set model.dtype=bfloat16" in line
+    line = refused("train", *other, "train.liger=true")
+    assert "train.liger: its kernels run on GPUs only" in line
 
 
 def test_mistakes_before_training(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
