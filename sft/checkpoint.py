@@ -133,11 +133,11 @@ def check_room(folder: Path, needed: int, world: World) -> None:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """torch says little of a disk that is full."""
+    """torch says of a disk that is full that its writer is not where it should be, or that a stream failed."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error) and "iostream" not in str(error):
+        if not isinstance(error, OSError) and not any(word in str(error) for word in ("inline_container", "iostream")):
             raise
         reason = " ".join(str(error).split())
         raise UserError(f"cannot write {folder} ({reason}); make room there, and go on with --resume") from error
