@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace, config: RunConfig, console: Console) -> di
         case "train":
             return train_stages.train_stage(config, console, _ranks(options), options.resume)
         case "export":
-            return train_stages.export_stage(config, console)
+            return train_stages.export_stage(config, console, options.adapter)
         case "generate":
             return train_stages.generate_stage(config, console, options.prompt)
         case "report":
@@ -120,6 +120,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         if name in ("quickstart", "plan", "train"):
             command.add_argument("--ranks", type=int, help="processes; by default one per GPU, without GPUs two")
     commands.choices["train"].add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    commands.choices["export"].add_argument(
+        "--adapter", action="store_true", help="the adapter of model.lora alone, for peft, in place of the merged model"
+    )
     commands.choices["generate"].add_argument(
         "--prompt", action="append", default=[], help="may be given several times"
     )
