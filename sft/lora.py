@@ -28,6 +28,21 @@ def check_packages(config: ModelConfig) -> None:
         raise UserError("model.quantize needs bitsandbytes: pip install bitsandbytes; or leave it out")
 
 
+def check_quantize(config: ModelConfig, zero_stage: int, device: torch.device) -> None:
+    """What only some devices and settings can do with weights of 4 bits.
+
+    Raises:
+        UserError: it is asked for where it cannot be done.
+    """
+    if config.quantize is None:
+        return
+    if zero_stage == 3:
+        raise UserError("model.quantize: ZeRO-3 does not split weights of 4 bits; set train.zero.stage=2")
+    if device.type != "cuda":
+        # On some CPUs its layers change at the first evaluation to a form that lets no gradient through.
+        raise UserError("model.quantize: bitsandbytes trains on GPUs only; leave it out")
+
+
 def quantization(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     """Arguments of `from_pretrained`: linear layers but the last in 4 bits, products in `dtype`."""
     if config.quantize is None:

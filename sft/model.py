@@ -162,6 +162,7 @@ def load_model(
         if missing := sorted(loading["missing_keys"]):
             raise UserError(f"model.path: {config.path} lacks {len(missing)} weights, among them {missing[0]}")
         add_rows(model, vocab_size, added)
+        model.train()  # as one with random weights is
     else:
         model = build_model(config, model_config, dtype=dtype)
     return model

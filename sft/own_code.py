@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from data_tools.errors import UserError
 from sft.config_model import ModelConfig
@@ -18,8 +18,10 @@ def code_arguments(config: ModelConfig) -> dict[str, Any]:
 def build_model(config: ModelConfig, model_config: PretrainedConfig, **others: Any) -> PreTrainedModel:
     """A model with random weights."""
     own = "AutoModelForCausalLM" in (getattr(model_config, "auto_map", None) or {})
-    # Classes of transformers take the commit for an argument of theirs.
-    code = code_arguments(config) if own else {}
+    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model_config), None)
+    is_here = known is not None and not known.__module__.startswith("transformers.")  # it was loaded before
+    # Classes that are here would take the commit for an argument of theirs.
+    code = code_arguments(config) if own and not is_here else {}
     model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, **code, **others)
     return model
 

@@ -17,7 +17,7 @@ from sft.engine import start_engine
 from sft.evaluate import probe_logits, same_logits, sample_answers, validation_loss
 from sft.fits import check_weights_fit
 from sft.flops import flops_of_steps, peak_flops
-from sft.lora import add_lora, check_packages
+from sft.lora import add_lora, check_packages, check_quantize
 from sft.metrics import Interval, metrics_of
 from sft.model import PackedCausalLM, check_length, compute_dtype, load_config, load_model, model_hash
 from sft.nan import check_finite
@@ -153,8 +153,7 @@ def _load(run: TrainingRun, tokenizer: PreTrainedTokenizerBase, dtype: torch.dty
     """The model that is trained, with its adapters; what cannot be is said before its weights are read."""
     model, vocab_size, added = run.model, run.store.vocab_size, run.store.added_tokens
     check_packages(model)
-    if model.quantize is not None and run.train.zero.stage == 3:
-        raise UserError("model.quantize: ZeRO-3 does not split weights of 4 bits; set train.zero.stage=2")
+    check_quantize(model, run.train.zero.stage, world.device)
     check_weights_fit(model, load_config(model, tokenizer, vocab_size, added), dtype, world.device)
     loaded = load_model(model, tokenizer, vocab_size, added, dtype, run.train.seed)
     if model.lora is not None:
