@@ -14,6 +14,7 @@ from sft.checkpoint import Progress, commit_checkpoint, resume
 from sft.engine import start_engine
 from sft.evaluate import probe_logits, sample_answers, validation_loss
 from sft.flops import flops_of_steps, peak_flops
+from sft.layers import forget_activations
 from sft.metrics import Interval, metrics_of
 from sft.model import PackedCausalLM, check_length, compute_dtype, load_model, model_hash
 from sft.nan import check_finite
@@ -154,6 +155,7 @@ def start_session(run: TrainingRun, world: World) -> Session:
     check_length(model.model.config, run.plan.settings.max_length)
     alone = run.plan.settings.packing == "none" and run.train.packs_per_micro_batch == 1
     check_documents_are_apart(model.to(world.device), world.device, alone)
+    forget_activations(loaded, run.train)
     shapes = model_hash(model)  # before ZeRO-3 splits them
     engine = start_engine(model, run.train, dtype, world)
     return Session(
