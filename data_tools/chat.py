@@ -15,9 +15,11 @@ from data_tools.errors import RowError, UserError
 from data_tools.formats import Conversation
 from data_tools.literals import ControlTokens, without_marks
 from data_tools.messages import Message
+from data_tools.sandbox import CharSpan
 from data_tools.skeleton import NO_FACTS, Facts, FilledChat, Skeleton, Skeletons
-from data_tools.template import CharSpan, JinjaTemplate
-from data_tools.turns import RewriteError, TurnFinder, check_tools
+from data_tools.template import JinjaTemplate
+from data_tools.tools import check_tools
+from data_tools.turns import RewriteError, TurnFinder
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,11 @@ class ChatTemplate:
         if self.learning.on_rewrite == "last_turn":
             wanted = dict([list(wanted.items())[-1]])
         return [self._render_last(conversation, number, weight) for number, weight in wanted.items()]
+
+    def render_by_transformers(self, conversation: Conversation) -> list[RenderedChat]:
+        """What `render` gives, the slowest way, which is that of everybody else."""
+        with self.template.by_transformers():
+            return self.render_with_jinja(conversation)
 
     def prompt(self, messages: list[Message], **arguments: Any) -> str:
         """Render messages followed by the header of the assistant's next turn.

@@ -28,6 +28,7 @@ from data_tools.pieces import PieceEncoder, Places
 from data_tools.skeleton import FilledChat
 from data_tools.texts import Item, Texts, ends, texts_of
 from data_tools.tokenization_sentencepiece import SentencePieceTokenizer
+from data_tools.words import word_encoder
 
 _NONE: Mapping[int, RenderedChat | Tokens] = MappingProxyType({})
 
@@ -82,6 +83,7 @@ class Encoder:
         self._token_lengths = None if lengths is None else pa.array(lengths)
         self._composes = self._backend.normalizer is not None
         self._fast = load_gigatoken(self._backend) if engine == "gigatoken" else None
+        self._words = word_encoder(self._backend) if self._fast is None else None
 
     def encode(self, items: Sequence[Item]) -> Documents:
         """Encode documents; every token that holds a byte of a learnt span is trained."""
@@ -152,6 +154,8 @@ class Encoder:
             offsets = np.asarray(layout.offsets.data).astype(np.int64)
             return np.asarray(layout.content.data)[offsets[0] : offsets[-1]].view(np.int32), offsets - offsets[0]
         each = [texts.text(number).decode() for number in range(len(texts))]
+        if self._words is not None:
+            return self._words.encode(each)
         ids = [encoding.ids for encoding in self._backend.encode_batch_fast(each, add_special_tokens=False)]
         return np.fromiter(chain.from_iterable(ids), np.int32, sum(map(len, ids))), ends(list(map(len, ids)))
 

@@ -6,6 +6,12 @@ the number of distinct lengths and spaces, not of documents (the idea of SPFHP, 
 fit keeps documents whole, "Fewer Truncations Improve Language Modeling", arXiv 2404.10830).
 
     capacity 8, lengths [5 4 3 3 1]  →  [5 3] [4 3 1]
+
+Space that no short document is left for stays empty. So the worst-filled packs are taken apart with the last ones,
+whose short documents fill any space, and packed again: the longest first, with others that fill the rest of its pack
+exactly (minimum bin slack, Gupta and Ho 1999). What comes out is kept where it is fewer packs.
+
+    capacity 9, lengths [4 4 3 3 2 2]  →  [4 4] [3 3 2] [2]  →  [4 3 2] [4 3 2]
 """
 
 from array import array
@@ -51,7 +57,112 @@ def pack_documents(lengths: NDArray[np.integer], capacity: int) -> Packs:
     placements = _Placements(capacity)
     for length in np.flatnonzero(counts)[::-1].tolist():
         placements.place(length, int(counts[length]))
-    return placements.packs(_longest_first(lengths, capacity))
+    return _repack_worst(placements.packs(_longest_first(lengths, capacity)), lengths, capacity)
+
+
+def _repack_worst(packs: Packs, lengths: NDArray[np.integer], capacity: int) -> Packs:
+    """Pack the documents of the worst-filled and of the last packs again; the same packs where that saves none."""
+    spaces = capacity - packs.sums(lengths)
+    if spaces.sum() < capacity:
+        return packs  # as few as there can be
+    some = max(500, min(len(packs) // 20, 2**28 // capacity))  # each costs the more, the longer packs are
+    apart = np.zeros(len(packs), np.bool_)
+    apart[np.argsort(spaces, kind="stable")[-some:]] = True
+    apart[-some:] = True
+    sizes = np.diff(packs.offsets)
+    loose = np.repeat(apart, sizes)
+    documents = packs.documents[loose]
+    fillings = _fill_exactly(lengths[documents], capacity)
+    times = [number for _, number in fillings]
+    if sum(times) >= apart.sum():
+        return packs
+    # The packs' lengths one after the other: the documents of a length take the places of that length.
+    places = np.concatenate([np.tile(np.array(filling, np.uint32), number) for filling, number in fillings])
+    moved = np.empty_like(documents)
+    moved[stable_order(places, capacity)] = documents[stable_order(lengths[documents].astype(np.uint32), capacity)]
+    sizes = np.concatenate([sizes[~apart], np.repeat([len(filling) for filling, _ in fillings], times)])
+    return Packs(np.concatenate([packs.documents[~loose], moved]), np.concatenate([[0], np.cumsum(sizes)]))
+
+
+def _fill_exactly(lengths: NDArray[np.integer], capacity: int) -> list[tuple[list[int], int]]:
+    """Packs of all these lengths: what is in a pack, and how many packs are like it."""
+    left = _Left(lengths, capacity)
+    fillings = []
+    while longest := left.longest(capacity):
+        left.take(longest, 1)
+        filling = [longest, *left.filling(capacity - longest)]
+        left.take(longest, -1)
+        number = min(left.counts[length] // filling.count(length) for length in set(filling))
+        for length in filling:
+            left.take(length, number)
+        fillings.append((filling, number))
+    return fillings
+
+
+class _Left:
+    """The lengths that wait for a pack: counts, and bits to find the longest, or two of a given sum, in a few steps.
+
+    Bit n of `_bits` is set where documents of length n are left, bit `capacity - n` of `_mirrored` too. Moved down by
+    `capacity - sum`, the mirrored bit of n is bit `sum - n`: what both have set are the lengths that have a partner.
+    """
+
+    def __init__(self, lengths: NDArray[np.integer], capacity: int) -> None:
+        self.counts: list[int] = np.bincount(lengths, minlength=capacity + 1).tolist()
+        self._capacity = capacity
+        self._bits = self._mirrored = 0
+        for length in np.unique(lengths).tolist():
+            self._flip(length)
+
+    def _flip(self, length: int) -> None:
+        self._bits ^= 1 << length
+        self._mirrored ^= 1 << (self._capacity - length)
+
+    def take(self, length: int, number: int) -> None:
+        """Take some documents of a length; less than none puts them back."""
+        before = self.counts[length]
+        self.counts[length] = before - number
+        if (before == 0) != (before == number):
+            self._flip(length)
+
+    def longest(self, limit: int) -> int:
+        """The longest up to a limit; 0: there is none."""
+        return max(0, (self._bits & ((2 << limit) - 1)).bit_length() - 1)
+
+    def filling(self, space: int) -> list[int]:
+        """Lengths that leave little of a space, most often nothing: the best of a few tries, each begins shorter."""
+        best: list[int] = []
+        least, first = space, space
+        for _ in range(8):
+            if not least or not (first := self.longest(first)):
+                break
+            left, lengths = self._descend(space, first)
+            if left < least:
+                best, least = lengths, left
+            first -= 1
+        return best
+
+    def _descend(self, space: int, limit: int) -> tuple[int, list[int]]:
+        """Take the longest that fits, again and again, until two fill the rest; what is left, and the lengths."""
+        lengths: list[int] = []
+        while length := self.longest(min(space, limit)):
+            number = min(self.counts[length], max(0, -(-space // length) - 2))  # until two can fill the rest
+            lengths += [length] * number
+            space -= number * length
+            if number < self.counts[length]:
+                if length < space and (pair := self._pair(space, length, self.counts[length] - number)):
+                    return 0, lengths + pair
+                lengths.append(length)
+                space -= length
+            limit = length - 1
+        return space, lengths
+
+    def _pair(self, total: int, longest: int, of_longest: int) -> list[int]:
+        """Two lengths of a sum, the longest ones up to a limit, of which that many are left; none: []."""
+        first = (self._bits & (self._mirrored >> (self._capacity - total)) & ((2 << longest) - 1)).bit_length() - 1
+        second = total - first
+        if first < second or (first == second and (of_longest if first == longest else self.counts[first]) < 2):
+            return []
+        return [first, second]
 
 
 class _Spaces:

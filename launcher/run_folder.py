@@ -13,7 +13,7 @@ from data_tools.plan import PLAN, PlanSettings
 from launcher.config import RUN_FILE, RunConfig
 from sft.record import STATUS, read_metrics
 
-_MAY_CHANGE = {("train", "max_steps"), ("train", "epochs"), ("train", "log_every")}
+_MAY_CHANGE = {("train", "max_steps"), ("train", "epochs"), ("train", "log_every"), ("train", "hang_timeout")}
 """What a resumed run may set anew besides `evaluate` and `checkpoint`: the steps already done stay what they were."""
 
 

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from data_tools.errors import UserError
 from data_tools.plan import StepSize
 from data_tools.store import file_digest, fsync_folder, write_json
+from sft.config_watch import CheckpointConfig
 from sft.engine import load_engine, save_engine
 from sft.world import World
 
@@ -68,14 +69,14 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def commit_checkpoint(
-    engine: Any, folder: Path, progress: Progress, probe: dict[str, Any], world: World, keep_last: int
+    engine: Any, folder: Path, progress: Progress, probe: dict[str, Any], world: World, settings: CheckpointConfig
 ) -> Path:
     """Write a checkpoint; all ranks call it, and return when it is committed.
 
     Args:
         folder: the run's `checkpoints`.
         probe: tokens and logits of the trained model (the same on all ranks).
-        keep_last: older checkpoints beyond this number are deleted after the new one is committed.
+        settings: older checkpoints that they do not keep are deleted after the new one is committed.
     """
     final = checkpoint_path(folder, progress.step)
     partial = final.with_name(final.name + ".partial")
@@ -95,8 +96,10 @@ def commit_checkpoint(
         shutil.rmtree(final, ignore_errors=True)
         os.rename(partial, final)
         fsync_folder(folder)
-        for old in committed_checkpoints(folder)[:-keep_last]:
-            shutil.rmtree(old)
+        best = best_checkpoint(folder) if settings.keep_best else None
+        for old in committed_checkpoints(folder)[: -settings.keep_last]:
+            if old != best:
+                shutil.rmtree(old)
     world.barrier()
     return final
 
@@ -137,6 +140,16 @@ def resume(engine: Any, folder: Path, plan_hash: str, zero_stage: int, world: Wo
 def committed_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     return sorted(path.parent for path in folder.glob(f"step-*/{COMMIT}") if path.parent.suffix == "")
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the lowest validation loss (the first of equal ones) among those that were evaluated."""
+    evaluated = [
+        (progress.validations[-1][1], progress.step, path)
+        for path in committed_checkpoints(folder)
+        if (progress := read_progress(path)).evaluated and progress.validations
+    ]
+    return min((found for found in evaluated if found[0] == found[0]), default=(0, 0, None))[-1]
 
 
 def newest_good_checkpoint(folder: Path) -> Path | None:

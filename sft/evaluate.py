@@ -1,6 +1,6 @@
 """Validation loss and sample answers of the model in training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,11 +20,16 @@ PROBE_TOKENS = 128
 
 
 @torch.no_grad()
-def validation_loss(engine: Any, store: TokenStore, plan: PackPlan, world: World) -> float | None:
+def validation_loss(
+    engine: Any, store: TokenStore, plan: PackPlan, world: World, between: Callable[[], None]
+) -> float | None:
     """Weighted mean cross-entropy over the trained tokens of the validation packs, over all ranks; None without packs.
 
     Every rank takes every W-th pack, the costliest first, and an empty one where there is none left: ZeRO-3 needs all
     ranks in every pass.
+
+    Args:
+        between: called before each pass; it may raise.
     """
     packs = len(plan.validation)
     if not packs:
@@ -32,12 +37,15 @@ def validation_loss(engine: Any, store: TokenStore, plan: PackPlan, world: World
     engine.eval()
     loss_sum = torch.zeros((), dtype=torch.float64)
     order = costliest_first(np.arange(packs), plan.validation.cost)
-    for first in range(0, packs, world.size):
-        mine = order[first + world.rank : first + world.rank + 1]
-        batch = make_batch(store, plan.validation, mine).to(world.device)
-        batch_loss, _ = engine(*batch.model_inputs)
-        loss_sum += batch_loss.double().cpu()
-    engine.train()
+    try:
+        for first in range(0, packs, world.size):
+            between()
+            mine = order[first + world.rank : first + world.rank + 1]
+            batch = make_batch(store, plan.validation, mine).to(world.device)
+            batch_loss, _ = engine(*batch.model_inputs)
+            loss_sum += batch_loss.double().cpu()
+    finally:
+        engine.train()
     (total,) = world.sum(loss_sum)
     return total / float(plan.validation.weight.sum())
 
@@ -51,16 +59,21 @@ def sample_answers(
     max_new_tokens: int,
     device: torch.device,
     synced: bool,
+    between: Callable[[], None],
 ) -> list[dict[str, str]]:
-    """Answer prompts greedily; with `synced`, no rank leaves a pass that others are still in (ZeRO-3 needs that)."""
+    """Answer prompts greedily.
+
+    Args:
+        synced: no rank leaves a pass that others are still in (ZeRO-3 needs that).
+        between: called before each prompt; it may raise.
+    """
+    answers = []
     with _plain_attention(model):
-        return [
-            {
-                "prompt": prompt,
-                "answer": answer(model.model, tokenizer, template, prompt, max_new_tokens, device, synced),
-            }
-            for prompt in prompts
-        ]
+        for prompt in prompts:
+            between()
+            text = answer(model.model, tokenizer, template, prompt, max_new_tokens, device, synced)
+            answers.append({"prompt": prompt, "answer": text})
+    return answers
 
 
 def answer(

@@ -12,7 +12,7 @@ from data_tools.chat import ChatTemplate
 from data_tools.errors import UserError
 from data_tools.piece_models import PROBES, same_ids, save_tokenizer
 from data_tools.tokenizer import load_tokenizer
-from sft.checkpoint import newest_good_checkpoint, read_progress
+from sft.checkpoint import best_checkpoint, find_damage, newest_good_checkpoint, read_progress
 from sft.engine import consolidated_weights
 from sft.evaluate import stop_tokens
 from sft.model import load_config
@@ -22,13 +22,16 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """Largest difference of logits, as a share of the largest logit: packed and plain attention round differently."""
 
 
-def export_model(run: TrainingRun) -> Path:
-    """Export the newest checkpoint to `model/` in the run's folder; what was there before is replaced at the end.
+def export_model(run: TrainingRun, best: bool = False) -> Path:
+    """Export a checkpoint to `model/` in the run's folder; what was there before is replaced at the end.
+
+    Args:
+        best: the one with the lowest validation loss, in place of the newest.
 
     Raises:
-        UserError: there is no checkpoint, or the exported model does not compute what the trained one did.
+        UserError: there is no such checkpoint, or the exported model does not compute what the trained one did.
     """
-    checkpoint = newest_good_checkpoint(run.checkpoints)
+    checkpoint = _best_checkpoint(run) if best else newest_good_checkpoint(run.checkpoints)
     if checkpoint is None:
         raise UserError(f"{run.folder} has no checkpoint to export; train first: `shardtune train {run.folder}`")
     final, partial = run.folder / "model", run.folder / "model.partial"
@@ -41,6 +44,18 @@ def export_model(run: TrainingRun) -> Path:
     shutil.rmtree(final, ignore_errors=True)
     os.rename(partial, final)
     return final
+
+
+def _best_checkpoint(run: TrainingRun) -> Path | None:
+    if not run.checkpoint.keep_best:
+        raise UserError(
+            f"{run.folder} was trained without checkpoint.keep_best, so its best checkpoint may be deleted; "
+            "leave out --best for the newest"
+        )
+    best = best_checkpoint(run.checkpoints)
+    if best is not None and (damage := find_damage(best)) is not None:
+        raise UserError(f"{best}, the best checkpoint, is damaged ({damage}); leave out --best for the newest")
+    return best
 
 
 def _write_model(run: TrainingRun, checkpoint: Path, folder: Path, dtype: torch.dtype) -> None:

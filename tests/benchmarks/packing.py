@@ -62,6 +62,7 @@ DISTRIBUTIONS: dict[str, tuple[Callable[[int, np.random.Generator], Lengths], in
     "lognormal(6.5, 1.3), 4,096": (lognormal(6.5, 1.3, 4096), 4096),
     "lognormal(6.5, 1.3), 32,768": (lognormal(6.5, 1.3, 32_768), 32_768),
     "short + 16k to 131k, 131,072": (short_and_long, 131_072),
+    "lognormal(7.2, 1), 4,096": (lognormal(7.2, 1.0, 4096), 4096),
     "uniform(100, 4,000), 8,192": (lambda n, random: random.integers(100, 4000, n).astype(np.int32), 8192),
 }
 """What makes lengths, and the capacity of a pack."""
@@ -235,14 +236,14 @@ def main() -> None:
     scale = 100 if options.small else 1
     names, ranks = list(DISTRIBUTIONS), (8, 64) if options.small else (8, 64, 1024)
     results: dict[str, list[dict[str, Any]]] = {
-        "packing": [packing(name, count // scale) for name in names for count in (1_000_000, 10_000_000)],
+        "packing": [packing(name, count // scale) for name in names for count in (100_000, 1_000_000, 10_000_000)],
         "planning": [planning(count // scale) for count in (1_000_000, 10_000_000)],
         "balance": [balance(name, number, steps=100) for name in names for number in ranks],
         "reading": [reading(20_000 // scale)],
         "opening": [opening(10**9 // scale)],
     }
     if options.peer:
-        results["peer"] = [beside_peer(options.peer, name, 100_000 // scale) for name in (names[0], names[3])]
+        results["peer"] = [beside_peer(options.peer, name, 100_000 // scale) for name in (names[0], names[-1])]
     table = Table("what", "case", "result")
     for what, rows in results.items():
         for row in rows:
