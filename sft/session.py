@@ -21,6 +21,7 @@ from sft.evaluate import probe_logits, same_logits, sample_answers, validation_l
 from sft.fits import check_weights_fit
 from sft.flops import flops_of_steps, peak_flops
 from sft.heartbeat import Heart
+from sft.layers import forget_activations
 from sft.lora import add_lora, check_packages, check_quantize
 from sft.metrics import Interval, metrics_of
 from sft.model import PackedCausalLM, check_length, compute_dtype, load_config, load_model, model_hash
@@ -248,6 +249,7 @@ def start_session(run: TrainingRun, world: World, signalled: Callable[[], bool])
     check_length(model.model.config, run.plan.settings.max_length)
     alone = run.plan.settings.packing == "none" and run.train.packs_per_micro_batch == 1
     check_documents_are_apart(model.to(world.device), world.device, alone)
+    forget_activations(loaded, run.train)
     shapes = model_hash(model)  # before ZeRO-3 splits them
     engine = start_engine(model, run.train, dtype, world)
     torch.manual_seed(run.train.seed + world.rank)  # ranks with other documents have other dropout and noise
