@@ -75,7 +75,7 @@ def run_ranks(folder: Path, ranks: int, resuming: bool, while_running: Callable[
                 processes.append(_start(command, environment, output, lock.fileno()))
             was_asked = stack.enter_context(_passing_signals_to(processes))
         said = False
-        while any(process.poll() is None for process in processes) and not _failed(processes):
+        while None in [process.poll() for process in processes] and not _failed(processes):  # each is looked at
             while_running()
             if was_asked() and not said:
                 print("stopping: the ranks finish the step and save; Ctrl-C ends them at once", file=sys.stderr)

@@ -175,8 +175,8 @@ def test_parts_are_put_together_as_in_deepspeeds_universal_checkpoint(found: Fou
     before = universal(found.folder / "two2" / "step-00000002", found.folder / "two2-u")
     after = universal(found.folder / "one3" / "step-00000002", found.folder / "one3-u")
     assert {key for _, key in before} == {"fp32", "exp_avg", "exp_avg_sq"}
-    assert before.keys() == after.keys()
-    assert all(torch.equal(value.flatten(), after[key].flatten()) for key, value in before.items())
+    assert before.keys() - after.keys() == {("model.lm_head.weight", "fp32")}, "tied, and the same numbers once more"
+    assert all(torch.equal(before[key].flatten(), value.flatten()) for key, value in after.items())
 
 
 def universal(checkpoint: Path, folder: Path) -> dict[tuple[str, str], torch.Tensor]:
