@@ -136,7 +136,7 @@ def compare_with_trained(folder: Path, probe: dict[str, Any], config: ModelConfi
         AutoModel, below = AutoModelForCausalLM, {}
     trust = {"trust_remote_code": config.trust_remote_code}
     model = AutoModel.from_pretrained(folder, dtype=probe["dtype"], **trust, **below).eval()
-    logits = model(probe["input_ids"]).logits.float()
+    logits = model(probe["input_ids"].to(model.device)).logits.float().cpu()  # 4 bits are on a GPU where there is one
     if logits.shape != probe["logits"].shape:
         shape = tuple(probe["logits"].shape)
         raise UserError(f"{folder}: logits of shape {tuple(logits.shape)}, in training {shape}")

@@ -15,6 +15,7 @@ from data_tools.errors import UserError
 from data_tools.prepare import prepare
 from data_tools.store import TokenStore
 from launcher.config import RunConfig, save_run
+from sft.checkpoint import read_progress
 from sft.config_model import LoraConfig, ModelConfig
 from sft.export import export_model
 from sft.lora import add_lora, check_packages, check_quantize
@@ -146,7 +147,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = {"zero 0, tied", "zero 3, tied, bfloat16"}
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES])
 def test_two_ranks_train_resume_and_export(
     case: str, store: TokenStore, new_store: TokenStore, chat_file: Path, tmp_path: Path
 ) -> None:
@@ -191,6 +195,24 @@ def test_two_ranks_train_resume_and_export(
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
         tmp_path / "base"
     )
+
+
+def test_adapters_go_on_with_other_ranks_and_another_stage(
+    new_store: TokenStore, chat_file: Path, tmp_path: Path
+) -> None:
+    """Their checkpoints lack what is frozen: it is not missed where parts are put together anew."""
+    run = make_run(tmp_path, new_store, chat_file, True, {}, {"zero": {"stage": 2}})
+    assert run_ranks(2, "tests.sft.test_lora:train_run", run=str(run), resuming=False) == [0, 0]
+    before = [float.fromhex(loss) for loss in losses(run)]
+    sorted((run / "checkpoints").iterdir())[-1].rename(tmp_path / "last")
+    text = (run / "run.yaml").read_text()
+    assert text.count("stage: 2") == 1
+    (run / "run.yaml").write_text(text.replace("stage: 2", "stage: 3"))
+    assert run_ranks(1, "tests.sft.test_lora:train_run", run=str(run), resuming=True) == [0]
+    assert [float.fromhex(loss) for loss in losses(run)] == pytest.approx(before, rel=1e-5)
+    progress = read_progress(sorted((run / "checkpoints").iterdir())[-1])
+    assert (progress.ranks, progress.zero_stage) == (1, 3)
+    export_model(TrainingRun.open(run))
 
 
 def trained_of(run: TrainingRun) -> list[torch.Tensor]:
