@@ -1,4 +1,7 @@
-"""What encodes text: the tokenizer's own Rust code, or `gigatoken`, which is many times faster where it agrees."""
+"""What encodes text: `gigatoken`, many times faster where it agrees, or `tokenizers`, the tokenizer's own Rust code.
+
+How that is asked word by word, where it can be, is in `words.py`; the ids are the same.
+"""
 
 import json
 from functools import lru_cache
@@ -36,13 +39,13 @@ def token_lengths(backend: Tokenizer) -> NDArray[np.uint16] | None:
 
 
 def _is_byte_level(backend: Tokenizer) -> bool:
-    pre_tokenizer = _settings(backend.pre_tokenizer)
+    pre_tokenizer = settings_of(backend.pre_tokenizer)
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    normalizer = _settings(backend.normalizer).get("type")
+    normalizer = settings_of(backend.normalizer).get("type")
     return any(step.get("type") == "ByteLevel" for step in steps) and normalizer in (None, "NFC")
 
 
-def _settings(part: Any) -> dict[str, Any]:
+def settings_of(part: Any) -> dict[str, Any]:
     """What a part of a tokenizer is, as in tokenizer.json."""
     return {} if part is None else dict(json.loads(part.__getstate__()))
 

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from itertools import pairwise
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from data_tools.chat_text import ByteSpan, RenderedChat
 from data_tools.columnar import PlainChats
@@ -13,9 +15,11 @@ from data_tools.errors import RowError, UserError
 from data_tools.formats import Conversation
 from data_tools.literals import ControlTokens, without_marks
 from data_tools.messages import Message
+from data_tools.sandbox import CharSpan
 from data_tools.skeleton import NO_FACTS, Facts, FilledChat, Skeleton, Skeletons
-from data_tools.template import CharSpan, JinjaTemplate
-from data_tools.turns import RewriteError, TurnFinder, check_tools
+from data_tools.template import JinjaTemplate
+from data_tools.tools import check_tools
+from data_tools.turns import RewriteError, TurnFinder
 
 
 @dataclass(frozen=True)
@@ -90,17 +94,23 @@ class ChatTemplate:
         """Whether chats in columns have skeletons at all."""
         return self._skeletons.proved and self._control is None
 
-    def skeletons(self, chats: PlainChats) -> list[Skeleton | None]:
-        """The skeleton of each chat; None for those that have to take the way of `chats`."""
-        found: list[Skeleton | None] = []
-        for number, (start, end) in enumerate(pairwise(chats.starts.tolist())):
-            roles = tuple(chats.roles[start:end])
-            head = chats.contents[start].as_py() if roles[0] == "system" else None
-            facts = Facts(None, chats.arguments[number] or None) if chats.arguments else NO_FACTS
+    def skeletons(self, chats: PlainChats) -> tuple[list[Skeleton], NDArray[np.int64]]:
+        """The skeletons of chats in columns.
+
+        Returns:
+            The skeletons, and [chats] the number of each chat's; -1 for those that have to take the way of `chats`.
+        """
+        groups, group_of = chats.groups()
+        kinds, number_of, strips = list[Skeleton](), list[int](), list[bool]()
+        for roles, head, arguments in groups:
+            facts = Facts(None, arguments) if arguments else NO_FACTS
             skeleton = self._skeletons.of(roles, head, facts) if "assistant" in roles else None
-            kept = skeleton is None or not skeleton.strips or not chats.has_edges[start:end].any()
-            found.append(skeleton if kept else None)
-        return found
+            number_of.append(len(kinds) if skeleton else -1)
+            strips.append(skeleton is not None and skeleton.strips)
+            kinds += [skeleton] if skeleton else []
+        which = np.array(number_of, np.int64)[group_of]
+        which[np.array(strips, np.bool_)[group_of] & chats.any_edge()] = -1
+        return kinds, which
 
     def render_with_jinja(self, conversation: Conversation) -> list[RenderedChat]:
         """What `render` gives, the slow and general way."""
@@ -117,6 +127,11 @@ class ChatTemplate:
         if self.learning.on_rewrite == "last_turn":
             wanted = dict([list(wanted.items())[-1]])
         return [self._render_last(conversation, number, weight) for number, weight in wanted.items()]
+
+    def render_by_transformers(self, conversation: Conversation) -> list[RenderedChat]:
+        """What `render` gives, the slowest way, which is that of everybody else."""
+        with self.template.by_transformers():
+            return self.render_with_jinja(conversation)
 
     def prompt(self, messages: list[Message], **arguments: Any) -> str:
         """Render messages followed by the header of the assistant's next turn.

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import compress
+from itertools import compress, pairwise, repeat
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,11 @@ from data_tools.errors import RowError
 from data_tools.files import BLOCK, is_remote, open_stored
 from data_tools.formats import template_arguments
 from data_tools.messages import PLAIN_ROLES
+from data_tools.skeleton import Facts, exact_key
 
-_ROWS = 1024
+_ROWS, _BYTES = 4096, 2**23
+"""Of a block, at most, but for the last row."""
+_MOST_ROLES = 256
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,10 @@ class PlainChats:
     """[chats] the place of each in its block, ascending."""
     starts: NDArray[np.int64]
     """[chats + 1] its first message, in the two below."""
-    roles: list[str]
-    """[messages]"""
+    names: list[str]
+    """The roles that there are."""
+    speakers: NDArray[np.uint8]
+    """[messages] which of them."""
     contents: pa.LargeStringArray
     """[messages]"""
     has_edges: NDArray[np.bool_]
@@ -40,6 +45,43 @@ class PlainChats:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def groups(self) -> tuple[list[tuple[tuple[str, ...], str | None, dict[str, Any]]], NDArray[np.int64]]:
+        """What a template can tell chats by, contents aside.
+
+        Returns:
+            (roles, system message at the head, arguments) of every group, and [chats] the group of each.
+        """
+        edges, speakers = self.starts.tolist(), self.speakers.tobytes()
+        heads = self._heads()
+        keys = zip(
+            [speakers[start:end] for start, end in pairwise(edges)],
+            heads.indices.to_pylist(),  # None for no head
+            [exact_key(Facts(None, arguments)) for arguments in self.arguments] or repeat(None),
+            strict=False,
+        )
+        number: dict[Any, int] = {}
+        group_of = [number.setdefault(key, len(number)) for key in keys]
+        first = np.unique(np.array(group_of, np.int64), return_index=True)[1].tolist()
+        groups = [
+            (
+                tuple(self.names[speaker] for speaker in self.speakers[edges[chat] : edges[chat + 1]].tolist()),
+                heads[chat].as_py(),
+                self.arguments[chat] if self.arguments else {},
+            )
+            for chat in first
+        ]
+        return groups, np.array(group_of, np.int64)
+
+    def _heads(self) -> pa.DictionaryArray:
+        """[chats] the system's message, where one begins with it."""
+        system = self.names.index("system") if "system" in self.names else -1
+        is_head = pa.array(self.speakers[self.starts[:-1]] == system)
+        return self.contents.take(pc.if_else(is_head, pa.array(self.starts[:-1]), None)).dictionary_encode()
+
+    def any_edge(self) -> NDArray[np.bool_]:
+        """[chats] whether a content of theirs may begin or end with white space."""
+        return np.logical_or.reduceat(self.has_edges, self.starts[:-1]) if len(self) else self.has_edges
+
     def only(self, kept: NDArray[np.bool_]) -> "PlainChats":
         """Those of [chats] that are kept."""
         if kept.all():
@@ -49,7 +91,8 @@ class PlainChats:
         return PlainChats(
             self.rows[kept],
             np.concatenate([[0], np.cumsum(lengths[kept])]),
-            list(compress(self.roles, of_kept.tolist())),
+            self.names,
+            self.speakers[of_kept],
             self.contents.filter(pa.array(of_kept)),
             self.has_edges[of_kept],
             list(compress(self.arguments, kept.tolist())),
@@ -74,8 +117,10 @@ def plain_chats(block: pa.RecordBatch, column: str) -> PlainChats:
     except pa.ArrowInvalid:
         return _none()  # not UTF-8: whoever makes objects of the rows says so
     plain = _valid(roles) & _valid(contents)
-    names, speakers = roles.dictionary.to_pylist() or [""], roles.indices.fill_null(0)
-    plain &= np.isin(speakers.to_numpy(), [names.index(name) for name in PLAIN_ROLES & set(names)])
+    names, speakers = roles.dictionary.to_pylist() or [""], roles.indices.fill_null(0).to_numpy()
+    plain &= np.array([name in PLAIN_ROLES for name in names])[speakers]
+    if len(names) > _MOST_ROLES:
+        return _none()
     for other in fields.values():
         plain &= ~_valid(other)
     has_edges = _has_edges(contents)
@@ -86,8 +131,8 @@ def plain_chats(block: pa.RecordBatch, column: str) -> PlainChats:
     kept = (wrong[starts[1:]] == wrong[starts[:-1]]) & (starts[1:] > starts[:-1]) & _valid(chats)
     kept &= ~_has_tools(block)
     arguments = _arguments(block, kept)
-    said_by = [names[number] for number in speakers.to_pylist()]
-    return PlainChats(np.arange(len(block)), starts, said_by, contents, has_edges, arguments).only(kept)
+    said_by = speakers.astype(np.uint8)
+    return PlainChats(np.arange(len(block)), starts, names, said_by, contents, has_edges, arguments).only(kept)
 
 
 def _has_tools(block: pa.RecordBatch) -> NDArray[np.bool_]:
@@ -108,14 +153,15 @@ def _arguments(block: pa.RecordBatch, kept: NDArray[np.bool_]) -> list[dict[str,
     for row, value in enumerate(block["chat_template_kwargs"].to_pylist()):
         try:
             arguments[row] = template_arguments(value)
-        except RowError:
+            exact_key(Facts(None, arguments[row]))
+        except (RowError, ValueError):
             kept[row] = False
     return arguments
 
 
 def _none() -> PlainChats:
-    nothing = np.empty(0, np.int64)
-    return PlainChats(nothing, np.zeros(1, np.int64), [], pa.array([], pa.large_string()), np.empty(0, np.bool_), [])
+    nothing, nobody, unsaid = np.empty(0, np.int64), np.empty(0, np.uint8), pa.array([], pa.large_string())
+    return PlainChats(nothing, np.zeros(1, np.int64), [], nobody, unsaid, np.empty(0, np.bool_), [])
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -152,7 +198,9 @@ def parquet_places(file: str, group: int) -> Iterator[tuple[pa.RecordBatch, int]
     """Every row from a row group on, as its batch and its place there."""
     with open_parquet(file) as parquet:
         groups = list(range(group, parquet.num_row_groups))
-        for batch in parquet.iter_batches(_ROWS, groups, use_threads=False):
+        sizes = [parquet.metadata.row_group(number).total_byte_size for number in range(parquet.num_row_groups)]
+        at_once = _rows_at_once(parquet.metadata.num_rows, sum(sizes))
+        for batch in parquet.iter_batches(at_once, groups, use_threads=False):
             for place in range(batch.num_rows):
                 yield batch, place
 
@@ -171,13 +219,30 @@ def arrow_batches(file: str) -> Iterator[pa.RecordBatch]:
 
 
 def arrow_blocks(file: str, first_row: int, rows: int) -> Iterator[pa.RecordBatch]:
-    """Some rows of a file, in blocks."""
+    """Some rows of a file, in blocks: batches of a few rows are put together, large ones are cut."""
+    held: list[pa.RecordBatch] = []
+    for part in _arrow_parts(file, first_row, rows):
+        if held and (sum(map(len, held)) + len(part) > _ROWS or sum(each.nbytes for each in held) > _BYTES):
+            yield pa.concat_batches(held)
+            held = []
+        held.append(part)
+    if held:
+        yield pa.concat_batches(held)
+
+
+def _arrow_parts(file: str, first_row: int, rows: int) -> Iterator[pa.RecordBatch]:
     skip = first_row
     for batch in arrow_batches(file):
-        for start in range(skip, batch.num_rows, _ROWS):
-            block = batch.slice(start, min(_ROWS, rows))
-            rows -= block.num_rows
-            yield block
+        at_once = _rows_at_once(len(batch), batch.nbytes)
+        for start in range(skip, len(batch), at_once):
+            part = batch.slice(start, min(at_once, rows))
+            rows -= len(part)
+            yield part
             if not rows:
                 return
-        skip = max(0, skip - batch.num_rows)
+        skip = max(0, skip - len(batch))
+
+
+def _rows_at_once(rows: int, size: int) -> int:
+    """Rows of a block, where so many have so many bytes."""
+    return max(1, min(_ROWS, _BYTES * rows // max(size, 1)))

@@ -61,7 +61,7 @@ class SourceConfig(Section):
     """Other names or compositions of columns: `{instruction: question}` renames, `{user: "{question}"}` composes."""
     function: str | None = None
     """`module:function`, which makes a row of a known shape of each row."""
-    roles: dict[str, str] = {}
+    roles: dict[str, Literal["system", "developer", "user", "assistant", "tool", "function_call"]] = {}
     """Names of roles in the rows → system, user, assistant or tool; the usual ones (human, gpt, …) are known."""
     weight: float = Field(1.0, gt=0, le=1000)
     """How often the plan takes the source: 0.5 takes half of it, 2 all of it twice."""

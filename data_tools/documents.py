@@ -143,14 +143,14 @@ class DocumentMaker:
         first = 0
         for block in read_blocks(unit):
             chats = plain_chats(block, column)
-            skeletons = self._template.skeletons(chats)
-            chats = chats.only(np.array([skeleton is not None for skeleton in skeletons], np.bool_))
+            skeletons, which = self._template.skeletons(chats)
+            chats, which = chats.only(which >= 0), which[which >= 0]
             parts = []
             if len(chats):
                 sampled = chats.rows[(first + chats.rows) % self._making.sampled_every == 0]
                 for place, row in zip(sampled.tolist(), block.take(pa.array(sampled)).to_pylist(), strict=True):
                     self._make_items(row, reader, first + place, proofs)  # to be looked at
-                documents = self._encoder.encode_texts(filled(chats, [each for each in skeletons if each]))
+                documents = self._encoder.encode_texts(filled(chats, skeletons, which))
                 proofs.compare(documents, first + chats.rows)
                 tally.conversations += len(chats)
                 parts.append((documents, first + chats.rows))
@@ -220,9 +220,9 @@ class DocumentMaker:
         trained = np.concatenate([documents.trained for documents, _ in parts])
         order = np.argsort(positions, kind="stable")
         order = order[trained[order] > 0]
-        with_document = set(positions[order].tolist())
+        with_document = np.unique(positions[order])
         tally.rows_out += len(with_document)
-        for position in sorted(set(positions.tolist()) - with_document):
+        for position in np.setdiff1d(positions, with_document).tolist():
             number = unit.first_row + position
             tally.rejects.append(Reject(str(unit.file), number, "dropped", "nothing to train on"))
         tally.index.append(_in_order([index_batch(unit, *part) for part in parts], order))

@@ -230,6 +230,10 @@ def _tools(value: Any) -> list[Any] | None:
     return [parsed_json(tool, "`tools`") for tool in value]
 
 
+_NO_ARGUMENTS = {"messages", "tools", "documents", "add_generation_prompt"}
+"""What the template is given anyway; `tools` of a row are a column of their own."""
+
+
 def template_arguments(value: Any) -> dict[str, Any]:
     """What a row hands to its template, as an object or the JSON text of one; null fields are none.
 
@@ -241,6 +245,8 @@ def template_arguments(value: Any) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise RowError("`chat_template_kwargs` is not an object")
+    if given := _NO_ARGUMENTS & value.keys():
+        raise RowError(f"`chat_template_kwargs` has `{min(given)}`, which is no argument of the row's; remove it")
     return {key: argument for key, argument in value.items() if argument is not None}
 
 

@@ -143,7 +143,7 @@ def inspect_store(store: TokenStore, source: str | None, count: int) -> Inspecti
         count: documents to decode, spread evenly over the store or the source.
 
     Raises:
-        UserError: there is no such source, or `count` is below 0.
+        UserError: there is no such source, `count` is below 0, or a shard with a shown document was changed.
     """
     if count < 0:
         raise UserError(f"--n {count}: give the number of documents to show, or 0 for the totals only")
@@ -217,6 +217,8 @@ def length_bins(lengths: NDArray[np.int32]) -> list[LengthBin]:
 
 
 def _documents(store: TokenStore, numbers: list[int]) -> list[ShownDocument]:
+    for shard in sorted({store.shard_of(number) for number in numbers}):
+        store.check(shard)  # what is shown of it must be what was written
     decoder = TokenDecoder(store.folder / "tokenizer")
     return [_document(store, number, decoder) for number in numbers]
 

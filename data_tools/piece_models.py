@@ -4,8 +4,10 @@ What transformers converts from such a model without being told a class is often
 its first space), so a conversion is taken only where it agrees.
 """
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -152,8 +154,17 @@ def piece_digest(tokenizer: SentencePieceTokenizer) -> str:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> Sequence[str]:
-    """Write a tokenizer so that `AutoTokenizer` loads the same one, beside whatever model."""
-    files: Sequence[str] = tokenizer.save_pretrained(folder)
+    """Write a tokenizer so that `AutoTokenizer` loads the same one, beside whatever model.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    try:
+        files: Sequence[str] = tokenizer.save_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises plain Exceptions
+        if os.strerror(errno.ENOSPC) not in str(error) and os.strerror(errno.EDQUOT) not in str(error):
+            raise
+        raise UserError(f"cannot write {folder}: {error}; make room there and run the same command again") from None
     if isinstance(tokenizer, SentencePieceTokenizer):
         file = folder / "tokenizer_config.json"
         settings = json.loads(file.read_text(encoding="utf-8"))

@@ -58,7 +58,7 @@ class Proofs:
     """Makes the proofs of one unit of work.
 
     Args:
-        template: whose fast way is compared with Jinja.
+        template: whose fast ways are compared with that of transformers.
         encoder: whose fast way is compared with the tokenizer.
     """
 
@@ -88,10 +88,10 @@ class Proofs:
         Raises:
             UserError: a proof fails: nothing that was made can be trusted.
         """
-        slow = self._template.render_with_jinja(conversation)
+        slow = self._template.render_by_transformers(conversation)
         if [each.rendered() if isinstance(each, FilledChat) else each for each in chats] != slow:
             raise UserError(
-                f"row {position} of a unit: the compiled template does not write what Jinja writes; report this"
+                f"row {position} of a unit: the compiled template does not write what transformers writes; report this"
             )
         self._looked_at[position] = slow
         self._prompt += self._template.prove_prompt(conversation)

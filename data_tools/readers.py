@@ -30,6 +30,7 @@ from data_tools.files import (
 Row = dict[str, Any] | RowError
 """What a file holds at one row: its columns, or why it cannot be read."""
 
+_FEW = 64
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
 
 
@@ -74,7 +75,7 @@ def _rows(unit: WorkUnit) -> Iterator[Row]:
         case "json":
             return (_checked(row) for row in _from_first_row(unit, array_items(unit.file)))
         case "parquet" | "arrow":
-            return (row for block in _blocks(unit) for row in block.to_pylist())
+            return (row for block in _blocks(unit) for row in _objects(block))
 
 
 def _parse_lines(unit: WorkUnit) -> Iterator[Row]:
@@ -243,6 +244,12 @@ def _blocks(unit: WorkUnit) -> Iterator[pa.RecordBatch]:
         places = list(group)
         batch, first = places[0]
         yield batch.slice(first, len(places))
+
+
+def _objects(block: pa.RecordBatch) -> Iterator[Row]:
+    """The rows of a block, of which only the first few may be wanted."""
+    for start in range(0, len(block), _FEW):
+        yield from block.slice(start, _FEW).to_pylist()
 
 
 def _parquet_places(unit: WorkUnit) -> Iterator[tuple[pa.RecordBatch, int]]:

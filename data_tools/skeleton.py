@@ -29,10 +29,7 @@ _PASSES_FOR_SLOT = re.compile(f"{_SPACE}|{_BEFORE}|shardtune-slot-")
 _MOST = 4096
 
 Key = tuple[tuple[str, ...], str | None, bytes | None]
-"""What conversations of one skeleton share: roles, the system message at the head, and everything but messages.
-
-The last is told apart as exactly as templates can: 1, 1.0 and true are three things.
-"""
+"""What conversations of one skeleton share: roles, the system message at the head, and everything but messages."""
 
 
 class Facts(NamedTuple):
@@ -45,6 +42,15 @@ class Facts(NamedTuple):
 
 
 NO_FACTS = Facts()
+
+
+def exact_key(facts: Facts) -> bytes | None:
+    """Tells facts apart as exactly as templates can: 1, 1.0 and true are three things; None: there are none.
+
+    Raises:
+        ValueError: they are more than JSON can say.
+    """
+    return None if facts == NO_FACTS else marshal.dumps(tuple(facts), 2)
 
 
 @dataclass(frozen=True)
@@ -183,7 +189,7 @@ class Skeletons:
             facts: what else there is to a conversation.
         """
         try:
-            key = (roles, head, None if facts == NO_FACTS else marshal.dumps(tuple(facts), 2))
+            key = (roles, head, exact_key(facts))
             return self._known[key]
         except ValueError:
             return None  # facts that are more than JSON can say

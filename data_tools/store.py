@@ -127,10 +127,14 @@ def read_arrow(path: Path) -> pa.RecordBatch:
 
 
 def file_digest(path: Path) -> str:
-    """BLAKE3 of a file."""
+    """BLAKE3 of a file. Mapped, which is no faster, a large file would count as this process's memory."""
     from blake3 import blake3  # training alone does without
 
-    return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+    hasher, block = blake3(max_threads=blake3.AUTO), memoryview(bytearray(2**23))
+    with open(path, "rb", buffering=0) as file:
+        while read := file.readinto(block):
+            hasher.update(block[:read])
+    return hasher.hexdigest()
 
 
 Fetch = Callable[[str], bool]
@@ -209,6 +213,10 @@ class TokenStore:
         if opened is None:
             opened = self._shards[shard] = Shard(self.file(self.manifest["shards"][shard]["file"]))
         return opened.document(number - first_documents[shard])
+
+    def shard_of(self, number: int) -> str:
+        """The file that a document is in."""
+        return str(self.manifest["shards"][bisect_right(self._first_documents, number) - 1]["file"])
 
     def place(self, number: int) -> tuple[int, int]:
         """The source of a document and its row there."""

@@ -1,8 +1,10 @@
 """A tokenizer's chat template: messages → text, with the date frozen."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date, datetime, time
+from functools import lru_cache, partial
 from typing import Any
 
 import jinja2
@@ -11,9 +13,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template, _ren
 from data_tools.errors import RowError, UserError
 from data_tools.formats import Conversation
 from data_tools.messages import Message
-
-CharSpan = tuple[int, int]
-"""Characters [start, end) of a rendered text."""
+from data_tools.sandbox import CharSpan, CompiledTemplate
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PROBE = "shardtune-probe-answer"
@@ -37,7 +37,8 @@ class JinjaTemplate:
     def __init__(self, source: str, special_tokens: dict[str, Any], today: date) -> None:
         self.source = source
         self.has_generation_tags = bool(_GENERATION_TAG.search(source))
-        self._compiled = compile_template(source, "the chat template")
+        compile_template(source, "the chat template")
+        self._render: Callable[..., tuple[str, list[CharSpan]]] = CompiledTemplate(source).render
         self._context = {**special_tokens, "strftime_now": _frozen_strftime(today)}
         self._wants_parts = False
         self._no_content: dict[str, str | None] = {}
@@ -48,7 +49,7 @@ class JinjaTemplate:
 
     def syntax_tree(self) -> jinja2.nodes.Template:
         """The parsed source."""
-        tree: jinja2.nodes.Template = self._compiled.environment.parse(self.source)
+        tree: jinja2.nodes.Template = compile_template(self.source, "the chat template").environment.parse(self.source)
         return tree
 
     def text(self, conversation: Conversation, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
@@ -57,18 +58,7 @@ class JinjaTemplate:
         Raises:
             RowError: the template refuses them.
         """
-        try:
-            return str(
-                self._compiled.render(
-                    messages=self._content_style(messages),
-                    tools=conversation.tools,
-                    documents=None,
-                    add_generation_prompt=add_generation_prompt,
-                    **{**self._context, **conversation.template_arguments},
-                )
-            )
-        except _TEMPLATE_ERRORS as error:
-            raise RowError(f"the chat template refuses the conversation: {error}") from None
+        return self._rendered(conversation, messages, add_generation_prompt)[0]
 
     def tagged_text(self, conversation: Conversation) -> tuple[str, list[CharSpan]]:
         """Render a whole conversation; the spans are what the template's `{% generation %}` tags enclose.
@@ -76,18 +66,31 @@ class JinjaTemplate:
         Raises:
             RowError: the template refuses it.
         """
+        return self._rendered(conversation, conversation.messages, False)
+
+    @contextmanager
+    def by_transformers(self) -> Iterator[None]:
+        """Render by transformers itself as long as this lasts."""
+        quick, compiled = self._render, compile_template(self.source, "the chat template")
+        self._render = partial(_render_with_assistant_indices, compiled)
         try:
-            text, spans = _render_with_assistant_indices(
-                compiled_template=self._compiled,
-                messages=self._content_style(conversation.messages),
+            yield
+        finally:
+            self._render = quick
+
+    def _rendered(
+        self, conversation: Conversation, messages: Sequence[Message], add_generation_prompt: bool
+    ) -> tuple[str, list[CharSpan]]:
+        try:
+            return self._render(
+                messages=self._content_style(messages),
                 tools=conversation.tools,
                 documents=None,
-                add_generation_prompt=False,
+                add_generation_prompt=add_generation_prompt,
                 **{**self._context, **conversation.template_arguments},
             )
         except _TEMPLATE_ERRORS as error:
             raise RowError(f"the chat template refuses the conversation: {error}") from None
-        return text, spans
 
     def _content_style(self, messages: Sequence[Message]) -> list[Message]:
         """Some templates want content as a list of typed parts, or know another word for none beside tool calls."""
@@ -180,4 +183,4 @@ def common_prefix(first: str, second: str) -> str:
 
 
 def _frozen_strftime(today: date) -> Callable[[str], str]:
-    return datetime.combine(today, time(0)).strftime
+    return lru_cache(32)(datetime.combine(today, time(0)).strftime)

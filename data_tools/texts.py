@@ -85,43 +85,51 @@ def texts_of(items: Sequence[Item]) -> Texts:
     return Texts(data, offsets, moved + in_contents + np.array(constants, np.int64), counts, weights)
 
 
-def filled(chats: PlainChats, skeletons: Sequence[Skeleton]) -> Texts:
-    """The texts of chats in columns, each by its skeleton, without an object for any of them.
+def filled(chats: PlainChats, kinds: Sequence[Skeleton], which: NDArray[np.int64]) -> Texts:
+    """The texts of chats in columns, without an object for any of them.
 
     The constant parts and the contents are one array of texts, of which each chat takes its own in turns:
 
         parts     <|im_start|>user\\n  <|im_end|>\\n<|im_start|>assistant\\n  <|im_end|>\\n
         contents  Hi  Hello!  Who?  Me.
         taken     0 3 1 4 2   0 5 1 6 2
+
+    Args:
+        chats: the chats.
+        kinds: their skeletons.
+        which: [chats] the number of each chat's skeleton.
     """
-    kinds = list(dict.fromkeys(skeletons))
-    number = {kind: place for place, kind in enumerate(kinds)}
-    which = [number[skeleton] for skeleton in skeletons]
     constants = [part for kind in kinds for part in kind.parts]
-    first_constant = ends([len(kind.parts) for kind in kinds]).tolist()
-    patterns = [_pattern(kind, first) for kind, first in zip(kinds, first_constant, strict=False)]
-    counts = np.array([len(pattern) for pattern in patterns])[which]
-    starts = ends(counts)
-    taken = np.concatenate([patterns[kind] for kind in which])
-    is_content = (np.arange(len(taken)) - np.repeat(starts[:-1], counts)) % 2 == 1
-    taken += np.where(is_content, np.repeat(chats.starts[:-1] + len(constants), counts), 0)
+    first_constants = ends([len(kind.parts) for kind in kinds]).tolist()
+    patterns = [_pattern(kind, first) for kind, first in zip(kinds, first_constants, strict=False)]
+    taken, starts = _each(patterns, which)
+    first_content = np.repeat(chats.starts[:-1] + len(constants), np.diff(starts))
+    taken = np.where(taken < 0, first_content - 1 - taken, taken)
     pieces = pa.concat_arrays([pa.array(constants, pa.large_string()), chats.contents]).take(pa.array(taken))
     _, places, data = pieces.buffers()
     offsets = np.frombuffer(places, np.int64)[: len(taken) + 1]
-    borders_in = [np.array([kind.border_parts, kind.border_bytes], np.int64) for kind in kinds]
-    border_counts = np.array([each.shape[1] for each in borders_in])[which]
-    part, byte = np.concatenate([borders_in[kind] for kind in which], axis=1)
-    borders = offsets[np.repeat(starts[:-1], border_counts) + 2 * part] + byte
-    weights = [kinds[kind].weights for kind in which]
-    return Texts(np.frombuffer(data, np.uint8), offsets[starts], borders, border_counts, weights)
+    part, border_starts = _each([np.array(kind.border_parts, np.int64) for kind in kinds], which)
+    byte, _ = _each([np.array(kind.border_bytes, np.int64) for kind in kinds], which)
+    counts = np.diff(border_starts)
+    borders = offsets[np.repeat(starts[:-1], counts) + 2 * part] + byte
+    weights = [kinds[kind].weights for kind in which.tolist()]
+    return Texts(np.frombuffer(data, np.uint8), offsets[starts], borders, counts, weights)
 
 
 def _pattern(kind: Skeleton, first_constant: int) -> NDArray[np.int64]:
-    """What a chat takes: its constants, and the numbers of its messages."""
+    """What a chat takes in turns: its constants, and the contents of its messages, of which the first is -1."""
     pattern = np.empty(2 * len(kind.messages) + 1, np.int64)
     pattern[::2] = np.arange(first_constant, first_constant + len(kind.parts))
-    pattern[1::2] = kind.messages
+    pattern[1::2] = [-1 - message for message in kind.messages]
     return pattern
+
+
+def _each(kinds: list[NDArray[np.int64]], which: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The numbers of the kind of each, end to end, and where each begins."""
+    firsts = ends([len(kind) for kind in kinds])
+    starts = ends(np.diff(firsts)[which])
+    moved = np.repeat(firsts[which] - starts[:-1], np.diff(starts))
+    return np.concatenate(kinds)[np.arange(starts[-1]) + moved], starts
 
 
 def ends(lengths: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:

@@ -92,6 +92,8 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]
     Raises:
         UserError: it has one of them, or one is given twice.
     """
+    if not tokens:
+        return
     known = set(tokenizer.get_vocab())
     for token in tokens:
         if token in known:

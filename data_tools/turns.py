@@ -10,12 +10,13 @@ rendered up to a turn and the text rendered with it. Never from searching for kn
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from data_tools.errors import RowError
 from data_tools.formats import Conversation
 from data_tools.messages import Message
-from data_tools.template import CharSpan, JinjaTemplate, common_prefix
+from data_tools.sandbox import CharSpan
+from data_tools.template import JinjaTemplate, common_prefix
+from data_tools.tools import check_calls
 
 _EMPTY_BLOCK = re.compile(r"\s*(<(?P<name>[^<>/\s]+)>\s*</(?P=name)>)\s*")
 
@@ -30,7 +31,7 @@ class RewriteError(RowError):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: several are made for every row, and freezing makes that three times slower
 class Turn:
     """What the model writes: one assistant message, or several between which nobody else speaks."""
 
@@ -66,9 +67,10 @@ class TurnFinder:
             text, turns = self._by_tags(conversation, wanted)
         else:
             text, turns = self._by_prefixes(conversation, wanted)
-        for turn in turns:
-            self._prove(text, turn, conversation, wanted)
-        if self.with_end and turns and not text[slice(*turns[-1].span)].rstrip().endswith(self.ends):
+        apart = not turns or turns[0].message is not None
+        for turn in turns if apart else turns[:1]:
+            self._prove(text, turn, conversation, [turn.message] if turn.message is not None else wanted)
+        if self.with_end and turns and not self._end_length(text[slice(*turns[-1].span)].rstrip()):
             end = f" ({self.template.end_of_turn})" if self.template.end_of_turn else ""
             raise RowError(
                 f"the end of the last turn{end} is not learnt, a model would never stop; use a template that writes "
@@ -81,7 +83,8 @@ class TurnFinder:
         spans = [span for span in spans if span[1] > span[0]]
         speakers = [number for number, message in enumerate(conversation.messages) if message["role"] == "assistant"]
         if len(spans) == len(speakers):
-            turns = [Turn(number, span) for number, span in zip(speakers, spans, strict=True) if number in wanted]
+            chosen = set(wanted)
+            turns = [Turn(number, span) for number, span in zip(speakers, spans, strict=True) if number in chosen]
         elif wanted == speakers:
             turns = [Turn(None, span) for span in spans]
         else:
@@ -148,38 +151,59 @@ class TurnFinder:
             return earlier
         for end in self.ends:
             open_end = earlier.removesuffix(end)
-            if open_end != earlier and text.startswith(open_end) and open_end.rstrip().endswith(self.ends):
+            if open_end != earlier and text.startswith(open_end) and self._end_length(open_end.rstrip()):
                 return open_end
         return None
 
     def _end(self, through: str) -> int:
         """Cut the line break that templates write after the end of a turn: the model never has to say it."""
         stripped = through.rstrip()
-        return len(stripped) if stripped.endswith(self.ends) else len(through)
+        return len(stripped) if self._end_length(stripped) else len(through)
 
     def _without_end(self, text: str, turn: Turn) -> Turn:
         """Take off what ends the turn, down to what the message says."""
-        start, end = turn.span
-        while (body := text[start:end].rstrip()).endswith(self.ends):
-            end = start + len(body) - next(length for length in self._end_lengths if body[-length:] in self._end_set)
-        return Turn(turn.message, (start, start + len(body)))
+        start, _ = turn.span
+        return Turn(turn.message, (start, start + len(self._body(text[slice(*turn.span)]))))
+
+    def _body(self, turn: str) -> str:
+        """The text of a turn without what ends it."""
+        body = turn.rstrip()
+        while length := self._end_length(body):
+            body = body[:-length].rstrip()
+        return body
+
+    def _end_length(self, text: str) -> int:
+        """The length of the longest end that a text ends with; 0: with none."""
+        for length in self._lengths_of.get(text[-self._shortest :], ()):
+            if text[-length:] in self._end_set:
+                return length
+        return 0
 
     @cached_property
     def _end_set(self) -> set[str]:
         return set(self.ends)
 
     @cached_property
-    def _end_lengths(self) -> list[int]:
-        """Longest first."""
-        return sorted({len(end) for end in self.ends}, reverse=True)
+    def _shortest(self) -> int:
+        return min(map(len, self.ends), default=1)
 
-    def _prove(self, text: str, turn: Turn, conversation: Conversation, wanted: list[int]) -> None:
-        """What the message says is in the turn's text, or the turn was rewritten, or lost."""
-        learnt, body = text[slice(*turn.span)], text[slice(*self._without_end(text, turn).span)]
-        for number in wanted if turn.message is None else [turn.message]:
+    @cached_property
+    def _lengths_of(self) -> dict[str, list[int]]:
+        """The last letters of ends → the lengths of these ends, longest first: there may be hundreds of ends."""
+        found: dict[str, list[int]] = {}
+        for length, tail in sorted({(len(end), end[-self._shortest :]) for end in self.ends}, reverse=True):
+            found.setdefault(tail, []).append(length)
+        return found
+
+    def _prove(self, text: str, turn: Turn, conversation: Conversation, said: list[int]) -> None:
+        """What the messages `said` say is in the turn's text, or the turn was rewritten, or lost."""
+        learnt = text[slice(*turn.span)]
+        body = self._body(learnt)
+        for number in said:
             message = conversation.messages[number]
+            check_calls(learnt if turn.message is not None else text, message, number)
             for part, what in _said(message):
-                place = text if turn.message is None else learnt if part.endswith(self.ends) else body
+                place = text if turn.message is None else learnt if self._end_length(part) else body
                 if part not in place:
                     reason = f"the text that is learnt does not contain the {what} of message {number}"
                     later = any(message["role"] == "user" for message in conversation.messages[number + 1 :])
@@ -189,7 +213,8 @@ class TurnFinder:
 def _said(message: Message) -> list[tuple[str, str]]:
     """What has to be found in the text of a turn."""
     parts = [(str(message.get("content", "")).strip(), "answer")]
-    parts.append((str(message.get("reasoning_content", "")).strip(), "reasoning"))
+    if "reasoning_content" in message:
+        parts.append((str(message["reasoning_content"]).strip(), "reasoning"))
     for call in message.get("tool_calls", []):
         parts.append((str(call["function"].get("name", "")), "tool call"))
     return parts
@@ -249,25 +274,3 @@ def _answer_start(text: str, turn: CharSpan, header_end: int, body_end: int, mes
     if (block := _EMPTY_BLOCK.match(text, header_end)) and not content.startswith(block[1]):
         return block.end()
     return header_end
-
-
-def check_tools(template: JinjaTemplate, conversation: Conversation, text: str) -> None:
-    """Tools that the template never writes would be lost.
-
-    Raises:
-        RowError: the name of a tool is not in the text.
-    """
-    for tool in conversation.tools or []:
-        name = _tool_name(tool)
-        if name is not None and name not in text:
-            raise RowError(
-                f"the chat template does not render the tool {name!r}, it would be lost; use another template"
-            )
-
-
-def _tool_name(tool: Any) -> str | None:
-    if not isinstance(tool, dict):
-        return None
-    function = tool.get("function")
-    name = (function if isinstance(function, dict) else tool).get("name")
-    return name if isinstance(name, str) else None

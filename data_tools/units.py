@@ -33,7 +33,7 @@ MOST_ROWS = 2**20
 """Rows of a unit at most."""
 UNITS = 256
 """About so many units are made of all sources together, as long as they are neither small nor large."""
-SMALLEST, LARGEST = 2**22, 2**28
+SMALLEST, LARGEST = 2**23, 2**28
 """Bytes of text in a unit."""
 
 _Starts = NDArray[np.int64]
@@ -54,7 +54,7 @@ def work_units(sources: list[SourceFiles], rows_per_shard: int | None) -> list[W
 
     Args:
         sources: what `resolve_sources` found.
-        rows_per_shard: rows of a unit; None: by bytes, a 256th of all files together, 4 to 256 MiB.
+        rows_per_shard: rows of a unit; None: by bytes, a 256th of all files together, 8 to 256 MiB.
 
     Raises:
         UserError: a file cannot be read, or there is no row at all.

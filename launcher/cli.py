@@ -17,6 +17,7 @@ from launcher.config import RunConfig, find_store, load_run
 from launcher.environment import quiet_libraries
 from launcher.pins import use_lock
 from launcher.quickstart import RECIPE, quickstart
+from sft.exits import STOPPED
 
 _STAGES = {
     "fetch": "download data sets, tokenizer and model, and pin them in a lock: the rest needs no network",
@@ -53,6 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
             if options.command != "fetch":
                 config = use_lock(config)
             facts = _run(options, config, console)
+    except train_stages.RunStopped as stopped:
+        print(stopped, file=sys.stderr)
+        if options.json:
+            print(json.dumps(stopped.facts, ensure_ascii=False))
+        return STOPPED
     except UserError as error:
         if options.debug:
             raise
@@ -87,7 +93,7 @@ def _run(options: argparse.Namespace, config: RunConfig, console: Console) -> di
         case "train":
             return train_stages.train_stage(config, console, _ranks(options), options.resume)
         case "export":
-            return train_stages.export_stage(config, console)
+            return train_stages.export_stage(config, console, options.best, options.adapter)
         case "generate":
             return train_stages.generate_stage(config, console, options.prompt)
         case "report":
@@ -120,6 +126,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         if name in ("quickstart", "plan", "train"):
             command.add_argument("--ranks", type=int, help="processes; by default one per GPU, without GPUs two")
     commands.choices["train"].add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    commands.choices["export"].add_argument(
+        "--best", action="store_true", help="the checkpoint of the lowest validation loss (checkpoint.keep_best)"
+    )
+    commands.choices["export"].add_argument(
+        "--adapter", action="store_true", help="the adapter of model.lora alone, for peft, in place of the merged model"
+    )
     commands.choices["generate"].add_argument(
         "--prompt", action="append", default=[], help="may be given several times"
     )

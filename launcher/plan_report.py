@@ -7,7 +7,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from data_tools.inspect import visible
 from data_tools.plan import PackPlan, PlanSettings
+from data_tools.rejects import REJECTS, reject_reasons
 from data_tools.store import TokenStore
 
 _REASONS = {
@@ -17,6 +19,7 @@ _REASONS = {
     "duplicate": "duplicate",
     "not_taken": "not taken",
 }
+_MOST_REASONS = 5
 
 
 def show_lengths(report: dict[str, Any], max_length: int, console: Console) -> None:
@@ -43,6 +46,18 @@ def show_lengths(report: dict[str, Any], max_length: int, console: Console) -> N
     console.print(table)
 
 
+def show_rows(facts: dict[str, Any], console: Console) -> None:
+    """What became of the rows that were read, and the most frequent reasons of those that are not in the store."""
+    console.print(
+        f"{_count(facts['rows_in'], 'row')} read: {facts['rows_out']:,} in the store, {facts['rejected']:,} rejected, "
+        f"{facts['dropped']:,} dropped"
+    )
+    for reason in facts["reasons"][:_MOST_REASONS]:
+        console.print(f"  [yellow]{reason['count']:,} {reason['kind']}[/]: {escape(visible(reason['reason']))}")
+    if (more := len(facts["reasons"]) - _MOST_REASONS) > 0:
+        console.print(f"  and for {_count(more, 'rarer reason')}; see rejects.jsonl")
+
+
 def show_sources(sources: list[dict[str, Any]], console: Console) -> None:
     """A table of sources: what is taken, and what is not and why."""
     reasons = [reason for reason in _REASONS if any(source[reason] for source in sources)]
@@ -65,6 +80,11 @@ def plan_facts(plan: PackPlan, store: TokenStore, ranks: int, packs_per_micro_ba
     tokens, trained = int(plan.train.tokens.sum()), int(plan.train.trained.sum())
     return {
         "plan": str(plan.folder),
+        **{key: store.manifest["totals"][key] for key in ("rows_in", "rows_out", "rejected", "dropped")},
+        "reasons": [
+            {"count": reason.count, "kind": reason.kind, "reason": reason.reason}
+            for reason in reject_reasons(store.file(REJECTS))
+        ],
         "packs": len(plan.train),
         "validation_packs": len(plan.validation),
         "fill": round(plan.fill, 5),
@@ -91,6 +111,7 @@ def plan_facts(plan: PackPlan, store: TokenStore, ranks: int, packs_per_micro_ba
 def show_plan(facts: dict[str, Any], plan: PackPlan, ranks: int, console: Console) -> None:
     """Packs, steps, balance and sizes."""
     settings = plan.settings
+    show_rows(facts, console)
     show_sources(facts["sources"], console)
     console.print(
         f"[green]planned[/] {_count(facts['packs'], 'pack')} of {settings.max_length:,} tokens, {plan.fill:.1%} full, "

@@ -13,8 +13,12 @@ from data_tools.plan import PLAN, PlanSettings
 from launcher.config import RUN_FILE, RunConfig
 from sft.record import STATUS, read_metrics
 
-_MAY_CHANGE = {("train", "max_steps"), ("train", "epochs"), ("train", "log_every")}
-"""What a resumed run may set anew besides `evaluate` and `checkpoint`: the steps already done stay what they were."""
+_MAY_CHANGE = {
+    *(("train", key) for key in ("max_steps", "epochs", "log_every", "hang_timeout")),
+    *(("train", key) for key in ("zero", "packs_per_micro_batch", "sequence_parallel", "activation_checkpointing")),
+}
+"""What a resumed run may set anew besides `evaluate` and `checkpoint`: how long it goes on, and how steps are shared
+out and kept in memory. Steps already done stay what they were; those to come have the same documents and loss."""
 
 
 def check_may_start(config: RunConfig, resuming: bool) -> None:

@@ -6,9 +6,20 @@ from typing import Any
 from rich.console import Console
 
 from launcher.config import RunConfig
-from launcher.run_folder import check_may_start, summary
+from launcher.run_folder import check_may_start, read_status, summary
 from launcher.stages import plan_stage
 from sft.record import STATUS
+
+
+class RunStopped(Exception):
+    """Training was asked to stop before it was over; `facts` say where."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        super().__init__(
+            f"stopped by {facts['reason']} after {facts['step']:,} steps; "
+            f"`shardtune train {facts['run']} --resume` goes on from there"
+        )
+        self.facts = facts
 
 
 def train_stage(config: RunConfig, console: Console, ranks: int, resuming: bool) -> dict[str, Any]:
@@ -19,16 +30,29 @@ def train_stage(config: RunConfig, console: Console, ranks: int, resuming: bool)
 
 
 def train_planned(config: RunConfig, console: Console, ranks: int, resuming: bool) -> dict[str, Any]:
-    """Pack plan → checkpoints and metrics."""
+    """Pack plan → checkpoints and metrics.
+
+    Raises:
+        RunStopped: it was asked to stop.
+    """
     from launcher.backends.local import run_ranks
     from launcher.follow import following
 
     started = time.perf_counter()
     (config.folder / STATUS).unlink(missing_ok=True)
     with following(config.folder, ranks, console) as look:
-        run_ranks(config.folder, ranks, resuming, while_running=look)
-    facts = {"run": str(config.folder), **summary(config.folder), "seconds": round(time.perf_counter() - started, 2)}
+        stopped = run_ranks(config.folder, ranks, resuming, while_running=look)
+    facts = {
+        "run": str(config.folder),
+        **summary(config.folder),
+        "reason": read_status(config.folder)["reason"],
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+    if stopped:
+        raise RunStopped(facts)
     validation = facts["validation_loss"]
+    if facts["step"] < read_status(config.folder)["steps"]:
+        console.print(f"stopped early: {facts['reason']}", highlight=False)
     console.print(
         f"[green]trained[/] {facts['step']:,} steps in {facts['seconds']:.0f} s: loss {facts['loss']:.3f}"
         + (f", validation loss {validation:.3f}" if validation is not None else "")
@@ -37,15 +61,15 @@ def train_planned(config: RunConfig, console: Console, ranks: int, resuming: boo
     return facts
 
 
-def export_stage(config: RunConfig, console: Console) -> dict[str, Any]:
-    """Newest checkpoint → Hugging Face folder."""
+def export_stage(config: RunConfig, console: Console, best: bool = False, adapter: bool = False) -> dict[str, Any]:
+    """Newest checkpoint, or the best → Hugging Face folder, of the model or of its adapter alone."""
     from sft.export import export_model
     from sft.run import TrainingRun
 
     with console.status("exporting and comparing with the trained model"):
-        model = export_model(TrainingRun.open(config.folder))
+        model = export_model(TrainingRun.open(config.folder), best, adapter)
     console.print(f"[green]exported[/] → {model} (reloaded, its logits are those of the trained model)")
-    return {"model": str(model)}
+    return {"adapter" if adapter else "model": str(model)}
 
 
 def generate_stage(config: RunConfig, console: Console, prompts: list[str]) -> dict[str, Any]:
@@ -58,6 +82,7 @@ def generate_stage(config: RunConfig, console: Console, prompts: list[str]) -> d
             prompts or config.evaluate.samples,
             config.evaluate.max_new_tokens,
             config.data.template_date,
+            config.model.trust_remote_code,
         )
     for sample in answers:
         console.print(sample["prompt"], style="bold", markup=False)

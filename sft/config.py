@@ -108,12 +108,17 @@ class TrainConfig(Section):
     """Compile each layer with torch.compile; the first step then takes minutes."""
     liger: bool = False
     """Use Liger's kernels for norms, rotary positions and activations, on CUDA, where liger-kernel is installed."""
+    neftune_alpha: float | None = Field(None, gt=0)
+    """NEFTune: noise on embeddings in training, uniform within ± alpha / √(tokens of the document · hidden size); 5 is
+    usual."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Any other keys of DeepSpeed's configuration, as they stand there."""
     seed: int = 0
     """Of weights, dropout and the order of packs."""
     log_every: int = Field(1, ge=1)
     """Steps between lines of metrics.jsonl."""
+    hang_timeout: float = Field(600.0, gt=0)
+    """Seconds without progress after which a run ends and names the ranks that hang; longer than saving takes."""
 
     @model_validator(mode="after")
     def _belong_together(self) -> "TrainConfig":

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_tools.config import Section
 
@@ -33,6 +33,12 @@ class EvaluateConfig(Section):
     on_start: bool = True
     """Whether the untrained model is looked at as well."""
 
+    @model_validator(mode="after")
+    def _early_stopping_can(self) -> "EvaluateConfig":
+        if self.early_stopping and self.every is None:
+            raise ValueError("early_stopping needs evaluations on the way; set evaluate.every")
+        return self
+
 
 class CheckpointConfig(Section):
     """When the state of the run is committed."""
@@ -41,3 +47,6 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; the first and the last step always give one."""
     keep_last: int = Field(2, ge=1)
     """Older ones are deleted."""
+    keep_best: bool = False
+    """Whether the one with the lowest validation loss is kept besides; every evaluation that finds a new lowest is then
+    followed by a checkpoint."""

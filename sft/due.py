@@ -1,4 +1,4 @@
-"""What follows an optimizer step: a line of metrics, an evaluation, a checkpoint, the end."""
+"""What follows an optimizer step: a line of metrics, an evaluation, a checkpoint."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,6 @@ class Due:
     log: bool
     evaluate: bool
     save: bool
-    leave: bool
 
 
 def what_is_due(
@@ -27,10 +26,10 @@ def what_is_due(
             evaluated and saved.
         stopping: whether the run was asked to stop: it saves at once, and evaluates when it goes on.
     """
-    last = step == total
+    last = step >= total  # beyond it: a run that went on with fewer steps
     evaluating = not stopping and (last or (evaluate.every is not None and step % evaluate.every == 0))
     saving = stopping or last or step == 1 or step % checkpoint.every == 0
     # Logged before both: a gradient that is no number is found before it is evaluated or saved, and the interval of a
     # resumed run begins where the saved one ended.
     logging = evaluating or saving or step % train.log_every == 0
-    return Due(logging, evaluating, saving, leave=stopping)
+    return Due(logging, evaluating, saving)

@@ -1,6 +1,6 @@
 """Validation loss and sample answers of the model in training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,14 +17,21 @@ from sft.world import World
 
 PROBE_TOKENS = 128
 """Tokens whose logits a checkpoint keeps for exports to compare with."""
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+"""Largest difference of logits, as a share of the largest logit: packed and plain attention round differently."""
 
 
 @torch.no_grad()
-def validation_loss(engine: Any, store: TokenStore, plan: PackPlan, world: World) -> float | None:
+def validation_loss(
+    engine: Any, store: TokenStore, plan: PackPlan, world: World, between: Callable[[], None]
+) -> float | None:
     """Weighted mean cross-entropy over the trained tokens of the validation packs, over all ranks; None without packs.
 
     Every rank takes every W-th pack, the costliest first, and an empty one where there is none left: ZeRO-3 needs all
     ranks in every pass.
+
+    Args:
+        between: called before each pass; it may raise.
     """
     packs = len(plan.validation)
     if not packs:
@@ -32,12 +39,15 @@ def validation_loss(engine: Any, store: TokenStore, plan: PackPlan, world: World
     engine.eval()
     loss_sum = torch.zeros((), dtype=torch.float64)
     order = costliest_first(np.arange(packs), plan.validation.cost)
-    for first in range(0, packs, world.size):
-        mine = order[first + world.rank : first + world.rank + 1]
-        batch = make_batch(store, plan.validation, mine).to(world.device)
-        batch_loss, _ = engine(*batch.model_inputs)
-        loss_sum += batch_loss.double().cpu()
-    engine.train()
+    try:
+        for first in range(0, packs, world.size):
+            between()
+            mine = order[first + world.rank : first + world.rank + 1]
+            batch = make_batch(store, plan.validation, mine).to(world.device)
+            batch_loss, _ = engine(*batch.model_inputs)
+            loss_sum += batch_loss.double().cpu()
+    finally:
+        engine.train()
     (total,) = world.sum(loss_sum)
     return total / float(plan.validation.weight.sum())
 
@@ -51,16 +61,21 @@ def sample_answers(
     max_new_tokens: int,
     device: torch.device,
     synced: bool,
+    between: Callable[[], None],
 ) -> list[dict[str, str]]:
-    """Answer prompts greedily; with `synced`, no rank leaves a pass that others are still in (ZeRO-3 needs that)."""
+    """Answer prompts greedily.
+
+    Args:
+        synced: no rank leaves a pass that others are still in (ZeRO-3 needs that).
+        between: called before each prompt; it may raise.
+    """
+    answers = []
     with _plain_attention(model):
-        return [
-            {
-                "prompt": prompt,
-                "answer": answer(model.model, tokenizer, template, prompt, max_new_tokens, device, synced),
-            }
-            for prompt in prompts
-        ]
+        for prompt in prompts:
+            between()
+            text = answer(model.model, tokenizer, template, prompt, max_new_tokens, device, synced)
+            answers.append({"prompt": prompt, "answer": text})
+    return answers
 
 
 def answer(
@@ -122,3 +137,14 @@ def probe_logits(model: PackedCausalLM, store: TokenStore, device: torch.device)
     )
     model.train()
     return {"input_ids": ids.cpu(), "logits": logits.float().cpu(), "dtype": logits.dtype}
+
+
+def difference_of_logits(logits: torch.Tensor, probe: dict[str, Any]) -> float:
+    """Largest difference from what `probe_logits` gave, as a share of the largest logit."""
+    trained = probe["logits"]
+    return float((logits - trained).abs().max() / trained.abs().max())
+
+
+def same_logits(logits: torch.Tensor, probe: dict[str, Any]) -> bool:
+    """Whether logits are those of a probe, but for rounding."""
+    return logits.shape == probe["logits"].shape and difference_of_logits(logits, probe) <= TOLERANCE[probe["dtype"]]

@@ -28,10 +28,11 @@ class RunRecord:
         if self._writes:
             (folder / "samples").mkdir(exist_ok=True)
 
-    def status(self, phase: str, step: int) -> None:
-        """Say what the run is doing: loading, evaluating, training, saving, finished."""
+    def status(self, phase: str, step: int, reason: str = "") -> None:
+        """Say what the run is doing: loading, evaluating, training, saving, finished, stopped; and why, if asked."""
         if self._writes:
-            write_json(self.folder / STATUS, {"phase": phase, "step": step, "steps": self.total_steps})
+            status = {"phase": phase, "step": step, "steps": self.total_steps, "reason": reason}
+            write_json(self.folder / STATUS, status)
 
     def also(self, send: Callable[[int, dict[str, float]], None]) -> None:
         """Every line from now on goes to this as well, as its step and the rest."""
@@ -51,10 +52,18 @@ class RunRecord:
         if self._writes:
             write_json(self.folder / "samples" / f"step-{step:08d}.json", answers)
 
-    def rewind(self, step: int) -> None:
-        """Forget what was logged and answered after `step`: those steps will be done again."""
+    def rewind(self, step: int, evaluated: bool = True) -> None:
+        """Forget what was logged and answered after `step`: those steps will be done again.
+
+        Args:
+            evaluated: whether the evaluation after this very step counts; if not, it will be made again, too.
+        """
         if self._writes:
-            kept = [line for line in read_metrics(self.folder) if line["step"] <= step]
+            kept = [
+                line
+                for line in read_metrics(self.folder)
+                if line["step"] < step or (line["step"] == step and (evaluated or "validation_loss" not in line))
+            ]
             write_text(self.folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
             for path in (self.folder / "samples").glob("step-*.json"):
                 if int(path.stem.removeprefix("step-")) > step:

@@ -7,28 +7,33 @@ Started once per rank, with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from data_tools.errors import UserError
 from sft.clock import Clock
 from sft.due import what_is_due
 from sft.engine import optimizer_step
+from sft.exits import FAILED, FINISHED, STOPPED
 from sft.metrics import Interval
 from sft.run import TrainingRun
 from sft.session import start_session
+from sft.stop import listen
 from sft.world import World, join_world
 
-FINISHED, FAILED, STOPPED = 0, 1, 85
-"""Exit codes; 85: a checkpoint is committed, and the run wants to go on later."""
 
+def train(run: TrainingRun, resuming: bool, world: World, signalled: Callable[[], bool]) -> int:
+    """Train from the start, or from the newest checkpoint, to the last step; returns the exit code.
 
-def train(run: TrainingRun, resuming: bool, world: World) -> int:
-    """Train from the start, or from the newest checkpoint, to the last step; returns the exit code."""
-    session = start_session(run, world)
+    Args:
+        signalled: says whether this rank was told to stop.
+    """
+    session = start_session(run, world, signalled)
     progress = session.restore() if resuming else session.fresh()
     clock = Clock()
     interval = Interval(run.plan.settings.max_length, world, clock)
-    while progress.step < run.total_steps:
+    while not session.stop.reason and not session.why_over(progress):
+        session.heart.progress("training")
         with clock.part("data"):
             batches = session.batches(progress.step)
         size = run.plan.size_of_step(progress.step)
@@ -37,17 +42,15 @@ def train(run: TrainingRun, resuming: bool, world: World) -> int:
         progress = progress.after(size)
         interval.add(result, size)
 
-        due = what_is_due(progress.step, run.total_steps, run.train, run.evaluate, run.checkpoint, stopping=False)
+        stopping = session.stop.ask()
+        due = what_is_due(progress.step, run.total_steps, run.train, run.evaluate, run.checkpoint, stopping)
         if due.log:
             session.log(progress, interval)
         if due.evaluate:
             progress = session.evaluate(progress)
-        if due.save:
+        if due.save or session.wants_checkpoint(progress):
             session.save(progress)
-        if due.leave:
-            return STOPPED
-    session.record.status("finished", progress.step)
-    return FINISHED
+    return STOPPED if session.leave(progress) else FINISHED
 
 
 def main() -> int:
@@ -56,8 +59,11 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="the run's folder, with run.yaml and plan/")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     arguments = parser.parse_args()
+    signalled = listen()
     try:
-        return train(TrainingRun.open(arguments.run), arguments.resume, join_world())
+        run = TrainingRun.open(arguments.run)
+        world = join_world(run.train.hang_timeout + 60)  # the heartbeat knows more, and comes first
+        return train(run, arguments.resume, world, signalled)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return FAILED

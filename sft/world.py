@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    hosts: dist.ProcessGroup | None = None
+    """How ranks exchange numbers that are not on a GPU; None: as all else."""
 
     @property
     def is_main(self) -> bool:
@@ -29,14 +32,24 @@ class World:
             dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
 
+    def max(self, number: int) -> int:
+        """The largest of all ranks' numbers; the hosts exchange them, and nobody waits for a GPU."""
+        largest = torch.tensor(number)
+        if self.size > 1:
+            dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.hosts)
+        return int(largest)
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:
             dist.barrier()
 
 
-def join_world() -> World:
+def join_world(timeout: float = 600) -> World:
     """Meet the other ranks at MASTER_ADDR:MASTER_PORT: NCCL where there are GPUs, gloo on CPUs.
+
+    Args:
+        timeout: seconds that a rank waits for the others in one collective; then it fails.
 
     Raises:
         UserError: a variable that the launcher sets is missing.
@@ -50,5 +63,20 @@ def join_world() -> World:
         torch.cuda.set_device(device)
     else:
         device, backend = torch.device("cpu"), "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=size)
-    return World(rank, size, device)
+    longest = timedelta(seconds=timeout)
+    dist.init_process_group(backend, rank=rank, world_size=size, timeout=longest)
+    hosts = dist.new_group(backend="gloo", timeout=longest) if backend == "nccl" else None
+    return World(rank, size, device, hosts)
+
+
+def deadline() -> float:
+    """When the run has to stop, in seconds since the epoch: SHARDTUNE_DEADLINE; never, where it is not set.
+
+    Raises:
+        UserError: it is no number.
+    """
+    text = os.environ.get("SHARDTUNE_DEADLINE") or "inf"
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"SHARDTUNE_DEADLINE={text}: it must be seconds since the epoch (date -d … +%s)") from None

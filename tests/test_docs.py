@@ -20,7 +20,7 @@ from data_tools.store import TokenStore
 from launcher.config import RunConfig
 from sft.config import ScheduleConfig, TrainConfig, ZeroConfig
 from sft.config_model import ModelConfig
-from sft.config_watch import CheckpointConfig, EvaluateConfig
+from sft.config_watch import CheckpointConfig, EarlyStoppingConfig, EvaluateConfig
 from tests.data_tools.hub_server import Repository, serving
 
 ROOT = Path(__file__).parent.parent
@@ -130,6 +130,7 @@ SECTIONS: dict[type[Section], tuple[str, str]] = {
     ScheduleConfig: ("training.md", "train.schedule."),
     ZeroConfig: ("training.md", "train.zero."),
     EvaluateConfig: ("training.md", "evaluate."),
+    EarlyStoppingConfig: ("training.md", "evaluate.early_stopping."),
     CheckpointConfig: ("training.md", "checkpoint."),
 }
 """Of every section its page, and what stands before the names of its settings there."""

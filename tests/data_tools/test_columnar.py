@@ -106,7 +106,7 @@ def test_plain_chats_are_told_from_others_row_by_row() -> None:
     chats = plain_chats(block, "messages")
     assert chats.rows.tolist() == [0, 5]
     assert chats.starts.tolist() == [0, 1, 3]
-    assert chats.roles == ["user"] * 3
+    assert [chats.names[speaker] for speaker in chats.speakers] == ["user"] * 3
     assert chats.contents.to_pylist() == ["Hi"] * 3
     assert plain_chats(block.slice(4, 2), "messages").rows.tolist() == [1]
     assert len(plain_chats(block, "source")) == len(plain_chats(block, "other")) == 0

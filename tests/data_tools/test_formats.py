@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from data_tools.config import SourceConfig
 from data_tools.errors import RowError
@@ -49,8 +50,15 @@ def test_tools_come_as_objects(tools: Any) -> None:
         ({"messages": [USER, {"role": "assistant", "content": 3}]}, "content is int, not text"),
         ({"messages": [USER, ANSWER], "tools": "["}, "`tools` is not JSON"),
         ({"messages": [USER, ANSWER], "chat_template_kwargs": [1]}, "is not an object"),
+        ({"messages": [USER, ANSWER], "chat_template_kwargs": {"tools": []}}, "has `tools`, which is no argument"),
     ],
 )
 def test_other_rows_are_refused_with_a_reason(row: dict[str, Any], reason: str) -> None:
     with pytest.raises(RowError, match=reason):
         to_conversation(row)
+
+
+def test_a_role_is_mapped_to_one_that_there_is() -> None:
+    """Else every row would be refused for having no assistant, or the template would meet a role it does not know."""
+    with pytest.raises(ValidationError, match="'assistant'"):
+        SourceConfig.model_validate({"path": "chats.jsonl", "roles": {"doctor": "asistant"}})

@@ -19,11 +19,12 @@ from data_tools.config import DataConfig
 from data_tools.documents import DocumentMaker, Making
 from data_tools.errors import UserError
 from data_tools.mirror import open_store
+from data_tools.piece_models import save_tokenizer
 from data_tools.prepare import prepare
 from data_tools.records import UnitRecord
 from data_tools.sources import resolve_sources
 from data_tools.store import TokenStore, atomically
-from data_tools.tokenizer import CHATML
+from data_tools.tokenizer import CHATML, load_tokenizer
 from data_tools.units import work_units
 from tests.conftest import chats, write_jsonl
 
@@ -295,6 +296,33 @@ def test_a_disk_that_is_full_is_one_line(tmp_path: Path) -> None:
     ):
         full.write(b"one byte")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_when_the_tokenizer_is_written_is_one_line(store: TokenStore, tmp_path: Path) -> None:
+    """The tokenizers library raises an Exception and nothing else then."""
+    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"cannot write .*: No space left on device.*; make room"):
+        save_tokenizer(load_tokenizer(str(store.folder / "tokenizer")), tmp_path)
+
+
+HASHING = """
+import resource, sys
+from pathlib import Path
+from data_tools.store import file_digest
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+file_digest(Path(sys.argv[1]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_large_source_is_not_in_memory_when_it_is_hashed(tmp_path: Path) -> None:
+    large = tmp_path / "large.jsonl"
+    with open(large, "wb") as file:
+        file.truncate(2**28)
+    root = Path(__file__).parent.parent.parent
+    command = [sys.executable, "-c", HASHING, str(large)]
+    done = subprocess.run(command, capture_output=True, check=True, env={**os.environ, "PYTHONPATH": str(root)})
+    assert int(done.stdout) < 2**16, "kilobytes"
 
 
 def test_two_preparations_of_one_store_do_not_meet(data_config: DataConfig, tmp_path: Path) -> None:

@@ -188,8 +188,3 @@ def test_a_header_that_goes_on_differently_is_not_cut_within_a_word() -> None:
     template = ChatTemplate(source, SPECIAL, date(2025, 1, 1), control_tokens=CONTROL)
     (chat,) = template.render(Conversation([ASKED, CALL, {"role": "tool", "content": "12:00"}, answer("Noon.")]))
     assert chat.learnt() == ["<tool_call>get_time<|im_end|>", "Noon.<|im_end|>"]
-
-
-def test_tools_that_the_template_never_writes_refuse_the_row() -> None:
-    with pytest.raises(RowError, match="does not render the tool 'get_time'"):
-        render("phi 4", Conversation([ASKED, answer("Noon.")], TOOLS))

@@ -175,6 +175,18 @@ def test_a_damaged_store_is_one_line(
     assert re.search(r"prepare", line)
 
 
+def test_a_flipped_byte_in_what_is_shown_is_noticed(
+    store: TokenStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(store.folder, tmp_path / "s")
+    shard = tmp_path / "s" / "shards" / "00002.arrow"
+    damaged = bytearray(shard.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    shard.write_bytes(damaged)
+    assert main(["inspect", str(tmp_path / "s"), "--n", "20"]) == 1
+    assert f"{shard} is not what was written" in capsys.readouterr().err
+
+
 def test_an_unfinished_store_is_one_line(store: TokenStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By its own folder, and by that of its run, which has no run.yaml before it is planned."""
     shutil.copytree(store.folder, tmp_path / "run" / "tokens", ignore=shutil.ignore_patterns("manifest.json"))

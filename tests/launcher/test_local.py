@@ -44,7 +44,7 @@ def test_a_run_is_trained_once_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_terminated_command_stops_its_ranks(tmp_path: Path, recipe: Path) -> None:
-    """SIGTERM to the command, as from `timeout` or a closed terminal: no rank goes on alone."""
+    """SIGTERM as ranks start, before they listen: they get it later, stop, and none goes on alone."""
     command = [sys.executable, "-m", "launcher"]
     subprocess.run([*command, "prepare", str(recipe)], check=True, cwd=ROOT)
     train = subprocess.Popen([*command, "train", str(recipe), "--ranks", "2"], cwd=ROOT)
@@ -53,7 +53,7 @@ def test_a_terminated_command_stops_its_ranks(tmp_path: Path, recipe: Path) -> N
     while not log.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     train.terminate()
-    assert train.wait(30) == 128 + 15
+    assert train.wait(120) == 85
     with (tmp_path / "runs" / "tiny" / ".lock").open("w") as lock:
         local._lock(lock.fileno(), tmp_path)  # every rank inherited the lock: it is free, so all are gone
 

@@ -8,6 +8,7 @@ import pytest
 
 from data_tools.store import TokenStore
 from launcher.cli import main
+from tests.conftest import chats, write_jsonl
 
 
 @pytest.fixture
@@ -40,6 +41,26 @@ def test_facts_and_tables_tell_the_same(plan: Any, store: TokenStore) -> None:
     for number in (facts["documents"], facts["tokens"], source["not_taken"], facts["packs"]):
         assert f"{number:,}" in shown
     assert {"plan", "packs", "validation_packs", "fill", "steps_per_epoch", "imbalance", "too_long"} <= set(facts)
+
+
+def test_rows_that_are_not_in_the_store_are_told_by_reason(
+    plan: Any, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before there are documents there are rows: what was refused of them is part of what training sees."""
+    rows: list[Any] = [*chats(40), {"messages": []}, {"messages": [{"role": "user", "content": "Only asked."}]}]
+    source = write_jsonl(tmp_path / "some.jsonl", rows)
+    made = [f"data.store={tmp_path / 'some'}", f"data.sources=[{{path: {source}}}]", "data.max_reject_fraction=0.5"]
+    assert main(["prepare", str(recipe), *made]) == 0
+    capsys.readouterr()
+    code, facts, shown = plan(*made)
+    assert code == 0
+    assert (facts["rows_in"], facts["rows_out"], facts["rejected"], facts["dropped"]) == (42, 40, 2, 0)
+    assert sorted(reason["reason"] for reason in facts["reasons"]) == [
+        "`messages` is empty",
+        "no assistant turn: there is nothing to learn",
+    ]
+    assert "42 rows read: 40 in the store, 2 rejected, 0 dropped" in shown
+    assert "1 rejected: `messages` is empty" in shown
 
 
 def test_small_data_is_told_as_it_is(plan: Any) -> None:

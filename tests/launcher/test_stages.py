@@ -151,7 +151,7 @@ def replace_probe(checkpoint: Path) -> None:
     probe = torch.load(checkpoint / "probe.pt", weights_only=True)
     torch.save({**probe, "logits": probe["logits"].flip(-1)}, checkpoint / "probe.pt")
     record = json.loads((checkpoint / "commit.json").read_text(encoding="utf-8"))
-    from sft.checkpoint import _describe
+    from sft.digests import _describe
 
     record["files"]["probe.pt"] = _describe(checkpoint / "probe.pt")
     (checkpoint / "commit.json").write_text(json.dumps(record), encoding="utf-8")
@@ -167,6 +167,11 @@ def test_a_failing_rank_is_named_with_its_words(recipe: Path, store: TokenStore)
     assert "is not a multiple of 4 ranks" in refused("plan", recipe, "--ranks", 4)
     line = refused("train", recipe, f"data.store={store.folder}", "train.learning_rate=1e30", "--ranks", 1)
     assert re.search("step 2: .* (nan|inf).*; lower train.learning_rate", line)
+    other = (recipe, f"data.store={store.folder}", "name=other", "--ranks", 1)
+    line = refused("train", *other, "train.gradient_dtype=bfloat16")
+    assert "train.gradient_dtype: the model computes in float32; set model.dtype=bfloat16" in line
+    line = refused("train", *other, "train.liger=true")
+    assert "train.liger: its kernels run on GPUs only" in line
 
 
 def test_mistakes_before_training(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,63 @@
+"""Tools and calls that a chat template would lose: templates drop without a word what they were not written for."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+from data_tools.errors import RowError
+from data_tools.formats import Conversation
+from data_tools.messages import Message, texts_in
+from data_tools.template import JinjaTemplate
+
+
+def check_tools(template: JinjaTemplate, conversation: Conversation, text: str) -> None:
+    """Tools that the template never writes would be lost.
+
+    Raises:
+        RowError: the name of a tool is not in the text, or there only because a message says it.
+    """
+    for key, value in conversation.template_arguments.items():
+        if key.endswith("tools") and value and key not in template.source:
+            raise RowError(
+                f"the chat template never reads `{key}` of `chat_template_kwargs`, they would be lost; use another "
+                f"template"
+            )
+    if not conversation.tools:
+        return
+    names = [name for tool in conversation.tools if (name := _tool_name(tool)) is not None]
+    lost = next((name for name in names if name not in text), None)
+    said = "\n".join(texts_in(conversation.messages))
+    if lost is None and all(name in said for name in names) and _without_tools(template, conversation) == text:
+        lost = names[0] if names else ""
+    if lost is not None:
+        raise RowError(f"the chat template does not render the tool {lost!r}, it would be lost; use another template")
+
+
+def _without_tools(template: JinjaTemplate, conversation: Conversation) -> str | None:
+    """The text without tools; None where the template asks for some."""
+    try:
+        return template.text(replace(conversation, tools=None), conversation.messages)
+    except RowError:
+        return None
+
+
+def _tool_name(tool: Any) -> str | None:
+    if not isinstance(tool, dict):
+        return None
+    function = tool.get("function")
+    name = (function if isinstance(function, dict) else tool).get("name")
+    return name if isinstance(name, str) else None
+
+
+def check_calls(learnt: str, message: Message, number: int) -> None:
+    """Some templates write the first of several calls and forget the others.
+
+    Raises:
+        RowError: a function is named less often than it is called.
+    """
+    calls = message.get("tool_calls", [])
+    if len(calls) < 2:
+        return
+    for name, times in Counter(str(call["function"].get("name", "")) for call in calls).items():
+        if 0 < learnt.count(name) < times:
+            raise RowError(f"the chat template does not write all {len(calls)} tool calls of message {number}")

@@ -1,0 +1,63 @@
+"""No tool and no call is lost: it is in the text, or the row is refused."""
+
+import json
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from data_tools.chat import ChatTemplate
+from data_tools.errors import RowError
+from data_tools.formats import Conversation
+from data_tools.messages import plain_parts
+from tests.data_tools.test_turns import ASKED, CALL, TOOLS, answer, render, user
+
+NOON = {"role": "tool", "content": "12:00"}
+
+
+def test_tools_that_the_template_never_writes_refuse_the_row() -> None:
+    with pytest.raises(RowError, match="does not render the tool 'get_time'"):
+        render("phi 4", Conversation([ASKED, answer("Noon.")], TOOLS))
+
+
+@pytest.mark.parametrize("said", ["I call get_time.", json.dumps(TOOLS)])
+def test_a_tool_that_is_only_named_in_a_message_is_lost(said: str) -> None:
+    """The name is in the text, but what the tool is for is not, or not where the template says so."""
+    for messages in ([ASKED, answer(said)], [user(said), answer("Noon.")]):
+        with pytest.raises(RowError, match="does not render the tool 'get_time'"):
+            render("phi 4", Conversation(messages, TOOLS))
+        assert render("llama 3.1", Conversation(messages, TOOLS))
+
+
+def test_tools_without_names_are_lost_too() -> None:
+    nameless = [{"type": "function", "function": {"description": "The time."}}]
+    with pytest.raises(RowError, match="does not render the tool"):
+        render("phi 4", Conversation([ASKED, answer("Noon.")], nameless))
+    assert "The time." in render("llama 3.1", Conversation([ASKED, answer("Noon.")], nameless))[0].text.decode()
+
+
+def test_tools_among_the_arguments_are_lost_where_the_template_does_not_read_them(real_data: Path) -> None:
+    """SmolTalk2 has them there: SmolLM3's template reads them, others do not."""
+    messages = [ASKED, answer("Noon.")]
+    row = Conversation(messages, template_arguments={"xml_tools": ["get_time()"]}, parts=plain_parts(messages))
+    source = (real_data / "tokenizers" / "smollm3" / "chat_template.jinja").read_text(encoding="utf-8")
+    (chat,) = ChatTemplate(source, {}, date(2025, 1, 1), control_tokens=("<|im_end|>",)).render(row)
+    assert b"get_time()" in chat.text
+    source = source.replace("xml_tools", "other")
+    with pytest.raises(RowError, match=r"never reads `xml_tools` of `chat_template_kwargs`"):
+        ChatTemplate(source, {}, date(2025, 1, 1), control_tokens=("<|im_end|>",)).render(row)
+
+
+def test_a_template_that_writes_the_first_call_only_refuses_several(real_data: Path) -> None:
+    """OpenAI's for gpt-oss does; Qwen2.5's writes them all."""
+    twice = {**CALL, "tool_calls": CALL["tool_calls"] * 2}
+    row = Conversation([ASKED, twice, NOON, NOON, answer("It is noon.")], TOOLS)
+
+    def learnt(name: str) -> str:
+        source = (real_data / "chat_templates" / name).read_text(encoding="utf-8")
+        ends = ("<|im_end|>", "<|call|>", "<|return|>")
+        return ChatTemplate(source, {}, date(2025, 1, 1), control_tokens=ends).render(row)[0].learnt()[0]
+
+    assert learnt("Qwen-Qwen2.5-7B-Instruct.jinja").count("get_time") == 2
+    with pytest.raises(RowError, match="does not write all 2 tool calls of message 1"):
+        learnt("openai-gpt-oss-120b.jinja")

@@ -1,0 +1,76 @@
+"""A rank that hangs is told from those that wait for it, and from one that was only suspended."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from sft.exits import HUNG
+
+ROOT = Path(__file__).parent.parent.parent
+RANK = """
+import sys, time
+from pathlib import Path
+from sft.heartbeat import Heart
+from sft.world import join_world
+
+world = join_world()
+heart = Heart(Path(sys.argv[1]), world, timeout=2)
+time.sleep(3)  # loading: it is not watched yet
+for _ in range(30):
+    heart.progress("training")
+    time.sleep(0.1)
+if sys.argv[2] == "end":
+    heart.end()
+if world.rank == 1 or world.size == 1:
+    time.sleep(3 if sys.argv[2] == "end" else 60)  # line 16
+world.barrier()
+"""
+
+
+def start_ranks(ranks: int, folder: Path, then: str) -> list[subprocess.Popen[str]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    environment |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(folder), then],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+
+
+def test_the_rank_that_does_not_wait_for_others_is_the_one(tmp_path: Path) -> None:
+    waiting, stuck = start_ranks(2, tmp_path, "hang")
+    _, said = waiting.communicate(timeout=60)
+    stuck.kill()
+    stuck.communicate()
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert waiting.returncode == HUNG
+    host = socket.gethostname()
+    assert line == (
+        f"error: no progress for 2 s: rank 1 (process {stuck.pid} on {host}) is stuck while training, "
+        "last seen at <string>:16"
+    )
+
+
+def test_a_suspended_process_goes_on_and_an_end_is_no_hang(tmp_path: Path) -> None:
+    (rank,) = start_ranks(1, tmp_path, "end")
+    beats = tmp_path / "heartbeats" / "rank-0.json"
+    deadline = time.monotonic() + 60
+    while not (beats.exists() and '"training"' in beats.read_text(encoding="utf-8")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    rank.send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    rank.send_signal(signal.SIGCONT)
+    _, said = rank.communicate(timeout=60)
+    assert rank.returncode == 0 and "error: " not in said
