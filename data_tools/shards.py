@@ -36,8 +36,16 @@ class Shard:
         number = bisect_right(self._first_rows, row) - 1
         columns = self._columns.get(number)
         if columns is None:
-            columns = self._columns[number] = _Columns(self._batches[number])
-        return columns.document(row - self._first_rows[number])
+            batch = self._batches[number]
+            columns = self._columns[number] = _Columns(
+                *_list_column(batch, "input_ids"), *_list_column(batch, "mask_runs"), *_list_column(batch, "weights")
+            )
+        row -= self._first_rows[number]
+        ids, ids_at, runs, runs_at, weights, weights_at = columns
+        of_document = None
+        if len(weights) and (end := weights_at[row + 1]) > (start := weights_at[row]):
+            of_document = weights[start:end]
+        return StoredDocument(ids[ids_at[row] : ids_at[row + 1]], runs[runs_at[row] : runs_at[row + 1]], of_document)
 
     def place(self, row: int) -> tuple[int, int]:
         """The source of a document and its row there."""
@@ -46,22 +54,15 @@ class Shard:
         return batch.column("source")[row].as_py(), batch.column("row")[row].as_py()
 
 
-class _Columns:
+class _Columns(NamedTuple):
     """The lists of a record batch: a document is two or three slices. Offsets are read one by one, as plain numbers."""
 
-    def __init__(self, batch: pa.RecordBatch) -> None:
-        self.ids, self._ids_at = _list_column(batch, "input_ids")
-        self.runs, self._runs_at = _list_column(batch, "mask_runs")
-        self.weights, self._weights_at = _list_column(batch, "weights")
-
-    def document(self, row: int) -> StoredDocument:
-        ids_at, runs_at, weights_at = self._ids_at, self._runs_at, self._weights_at
-        start, end = weights_at[row], weights_at[row + 1]
-        return StoredDocument(
-            self.ids[ids_at[row] : ids_at[row + 1]],
-            self.runs[runs_at[row] : runs_at[row + 1]],
-            self.weights[start:end] if end > start else None,
-        )
+    ids: NDArray[Any]
+    ids_at: memoryview
+    runs: NDArray[np.int32]
+    runs_at: memoryview
+    weights: NDArray[np.float32]
+    weights_at: memoryview
 
 
 def _list_column(batch: pa.RecordBatch, name: str) -> tuple[NDArray[Any], memoryview]:

@@ -205,13 +205,14 @@ class TokenStore:
 
     def document(self, number: int) -> StoredDocument:
         """Document `number`, in store order."""
-        if not 0 <= number < len(self):
+        first_documents = self._first_documents
+        if not 0 <= number < first_documents[-1]:
             raise IndexError(f"document {number} of {len(self)}")
-        shard = bisect_right(self._first_documents, number) - 1
+        shard = bisect_right(first_documents, number) - 1
         opened = self._shards.get(shard)
         if opened is None:
             opened = self._shards[shard] = Shard(self.file(self.manifest["shards"][shard]["file"]))
-        return opened.document(number - self._first_documents[shard])
+        return opened.document(number - first_documents[shard])
 
     def shard_of(self, number: int) -> str:
         """The file that a document is in."""

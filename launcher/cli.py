@@ -93,7 +93,7 @@ def _run(options: argparse.Namespace, config: RunConfig, console: Console) -> di
         case "train":
             return train_stages.train_stage(config, console, _ranks(options), options.resume)
         case "export":
-            return train_stages.export_stage(config, console, options.best)
+            return train_stages.export_stage(config, console, options.best, options.adapter)
         case "generate":
             return train_stages.generate_stage(config, console, options.prompt)
         case "report":
@@ -128,6 +128,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     commands.choices["train"].add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     commands.choices["export"].add_argument(
         "--best", action="store_true", help="the checkpoint of the lowest validation loss (checkpoint.keep_best)"
+    )
+    commands.choices["export"].add_argument(
+        "--adapter", action="store_true", help="the adapter of model.lora alone, for peft, in place of the merged model"
     )
     commands.choices["generate"].add_argument(
         "--prompt", action="append", default=[], help="may be given several times"

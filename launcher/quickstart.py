@@ -27,7 +27,7 @@ def quickstart(config: RunConfig, console: Console, ranks: int) -> dict[str, Any
         "prepare": stages.prepare_stage(config, console),
         "plan": stages.plan_stage(config, console, ranks),
         "train": train_stages.train_planned(config, console, ranks, resuming=False),
-        "export": train_stages.export_stage(config, console),
+        "export": train_stages.export_stage(config, console, adapter=False),
         "generate": train_stages.generate_stage(config, Console(quiet=True), []),
         **train_stages.report_stage(config, Console(quiet=True)),
     }

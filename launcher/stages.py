@@ -140,10 +140,13 @@ def _attention_cost(config: RunConfig, store: Any) -> float:
         return planned_attention_cost(config) or ATTENTION_COST
     from data_tools.tokenizer import load_tokenizer
     from sft.cost import attention_cost
+    from sft.lora import check_packages
     from sft.model import check_length, load_config
+    from sft.own_code import empty_model
 
+    check_packages(config.model)
     require_model(config)
     tokenizer = load_tokenizer(str(store.folder / "tokenizer"))
-    model_config = load_config(config.model, tokenizer, store.vocab_size)
+    model_config = load_config(config.model, tokenizer, store.vocab_size, store.added_tokens)
     check_length(model_config, config.data.max_length)
-    return planned_attention_cost(config) or attention_cost(model_config)
+    return planned_attention_cost(config) or attention_cost(empty_model(config.model, model_config))

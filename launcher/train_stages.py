@@ -61,15 +61,15 @@ def train_planned(config: RunConfig, console: Console, ranks: int, resuming: boo
     return facts
 
 
-def export_stage(config: RunConfig, console: Console, best: bool = False) -> dict[str, Any]:
-    """Newest checkpoint, or the best → Hugging Face folder."""
+def export_stage(config: RunConfig, console: Console, best: bool = False, adapter: bool = False) -> dict[str, Any]:
+    """Newest checkpoint, or the best → Hugging Face folder, of the model or of its adapter alone."""
     from sft.export import export_model
     from sft.run import TrainingRun
 
     with console.status("exporting and comparing with the trained model"):
-        model = export_model(TrainingRun.open(config.folder), best)
+        model = export_model(TrainingRun.open(config.folder), best, adapter)
     console.print(f"[green]exported[/] → {model} (reloaded, its logits are those of the trained model)")
-    return {"model": str(model)}
+    return {"adapter" if adapter else "model": str(model)}
 
 
 def generate_stage(config: RunConfig, console: Console, prompts: list[str]) -> dict[str, Any]:
@@ -82,6 +82,7 @@ def generate_stage(config: RunConfig, console: Console, prompts: list[str]) -> d
             prompts or config.evaluate.samples,
             config.evaluate.max_new_tokens,
             config.data.template_date,
+            config.model.trust_remote_code,
         )
     for sample in answers:
         console.print(sample["prompt"], style="bold", markup=False)

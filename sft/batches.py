@@ -102,22 +102,23 @@ def make_batch(store: TokenStore, table: PackTable, packs: NDArray[np.int64]) ->
     documents = [document for pack in packs.tolist() for document in read_pack(store, table, pack)]
     numbers = np.concatenate([_EMPTY, *(table.packs[pack] for pack in packs.tolist())], dtype=np.int64)
     ids, places, weights, borders = lay_out(documents or [_FILLER])
-    lengths = np.diff(borders)
-    positions = np.arange(len(ids))
-    positions -= np.repeat(borders[:-1], lengths)
+    lengths = (borders[1:] - borders[:-1]).tolist()
+    longest = max(lengths)
+    counted = np.arange(longest)
+    label_borders = places.searchsorted(borders)
     sources = store.index["source"][numbers].astype(np.int64) if documents else np.zeros(1, np.int64)
     targets = Targets(
         places=torch.from_numpy(places),
-        labels=torch.from_numpy(ids[places + 1]),
+        labels=torch.from_numpy(ids.take(places + 1)),
         weights=None if weights is None else torch.from_numpy(weights),
-        sources=torch.from_numpy(np.repeat(sources, lengths)[places]),
+        sources=torch.from_numpy(sources.repeat(label_borders[1:] - label_borders[:-1])),
         source_count=len(store.manifest["sources"]),
     )
     return Batch(
         input_ids=torch.from_numpy(ids[None]),
-        positions=torch.from_numpy(positions[None]),
+        positions=torch.from_numpy(np.concatenate([counted[:length] for length in lengths])[None]),
         borders=torch.from_numpy(borders.astype(np.int32)),
-        longest=int(lengths.max()),
+        longest=longest,
         tokens=len(ids) if documents else 0,
         documents=numbers,
         targets=targets,
@@ -180,21 +181,21 @@ def lay_out(
     """Documents end to end: ids [T], places [K] whose next token is trained, what each counts [K] where documents say
     so, borders [D + 1].
     """
-    borders = np.array([0, *accumulate([len(document.input_ids) for document in documents])])
-    ids = np.concatenate([document.input_ids for document in documents], dtype=np.int64, casting="safe")
-    runs = [document.mask_runs for document in documents]
+    tokens, runs, of_runs = zip(*documents, strict=True)
+    borders = np.array([0, *accumulate(map(len, tokens))])
+    ids = np.concatenate(tokens, dtype=np.int64, casting="safe")
     lengths = np.concatenate(runs)
     trained_runs = np.concatenate([_alternating(len(of_document)) for of_document in runs])
-    trained = np.repeat(trained_runs, lengths)
+    trained = trained_runs.repeat(lengths)
     trained[borders[:-1]] = False  # nothing predicts the first token of a document
     weights = None
-    if any(document.weights is not None for document in documents):
+    if any(of_document is not None for of_document in of_runs):
         of_run = np.zeros(len(lengths), np.float32)
         of_run[trained_runs] = np.concatenate([_weights(document) for document in documents])
         of_token = np.repeat(of_run, lengths)
         trained &= of_token != 0
         weights = of_token[trained]
-    return ids, np.flatnonzero(trained) - 1, weights, borders
+    return ids, trained.nonzero()[0] - 1, weights, borders
 
 
 def _alternating(runs: int) -> NDArray[np.bool_]:

@@ -176,7 +176,7 @@ def resume(
     else:  # there was no such rank
         torch.manual_seed(Random(f"{train.seed} {progress.step} {world.rank}").getrandbits(63))
     world.barrier()
-    return progress
+    return replace(progress, zero_stage=train.zero.stage, ranks=world.size)  # as the next checkpoint will be split
 
 
 def _is_split_alike(engine: Any, progress: Progress, own: Any, train: TrainConfig, world: World) -> bool:

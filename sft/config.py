@@ -108,6 +108,9 @@ class TrainConfig(Section):
     """Compile each layer with torch.compile; the first step then takes minutes."""
     liger: bool = False
     """Use Liger's kernels for norms, rotary positions and activations, on CUDA, where liger-kernel is installed."""
+    neftune_alpha: float | None = Field(None, gt=0)
+    """NEFTune: noise on embeddings in training, uniform within ± alpha / √(tokens of the document · hidden size); 5 is
+    usual."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Any other keys of DeepSpeed's configuration, as they stand there."""
     seed: int = 0

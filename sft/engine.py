@@ -164,18 +164,27 @@ def _norm_without_zero(engine: DeepSpeedEngine) -> torch.Tensor | None:
 
 
 def save_engine(engine: DeepSpeedEngine, folder: Path) -> None:
-    """Write this rank's part of weights and optimizer; all ranks call it."""
-    engine.save_checkpoint(str(folder), tag=STATE_FOLDER, save_latest=False)
+    """Write this rank's part of what is trained and of the optimizer; all ranks call it."""
+    engine.save_checkpoint(str(folder), tag=STATE_FOLDER, save_latest=False, exclude_frozen_parameters=True)
 
 
 def load_engine(engine: DeepSpeedEngine, folder: Path) -> None:
     """Read what `save_engine` wrote, on the same number of ranks and ZeRO stage."""
-    loaded, _ = engine.load_checkpoint(str(folder), tag=STATE_FOLDER, load_lr_scheduler_states=False)
+    loaded, _ = engine.load_checkpoint(
+        str(folder), tag=STATE_FOLDER, load_lr_scheduler_states=False, custom_load_fn=_load_trained
+    )
     assert loaded is not None, f"DeepSpeed found nothing in {folder}"
 
 
+def _load_trained(src: dict[str, torch.Tensor], dst: torch.nn.Module) -> None:
+    """Frozen weights are in no checkpoint; all others must be there."""
+    found = dst.load_state_dict(src, strict=False)
+    missing = set(dst.state_dict()) & set(found.missing_keys)
+    assert not missing and not found.unexpected_keys, f"the checkpoint is of another model: {sorted(missing)}"
+
+
 def consolidated_weights(folder: Path, zero_stage: int) -> dict[str, torch.Tensor]:
-    """All weights of a checkpoint as whole tensors, on the CPU, in one process; below stage 3 no rank split them."""
+    """The trained weights of a checkpoint as whole tensors, on the CPU, in one process; below stage 3 none is split."""
     if zero_stage == 3:
         # It reports in prints and bars.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

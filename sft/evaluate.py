@@ -17,6 +17,8 @@ from sft.world import World
 
 PROBE_TOKENS = 128
 """Tokens whose logits a checkpoint keeps for exports to compare with."""
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+"""Largest difference of logits, as a share of the largest logit: packed and plain attention round differently."""
 
 
 @torch.no_grad()
@@ -135,3 +137,14 @@ def probe_logits(model: PackedCausalLM, store: TokenStore, device: torch.device)
     )
     model.train()
     return {"input_ids": ids.cpu(), "logits": logits.float().cpu(), "dtype": logits.dtype}
+
+
+def difference_of_logits(logits: torch.Tensor, probe: dict[str, Any]) -> float:
+    """Largest difference from what `probe_logits` gave, as a share of the largest logit."""
+    trained = probe["logits"]
+    return float((logits - trained).abs().max() / trained.abs().max())
+
+
+def same_logits(logits: torch.Tensor, probe: dict[str, Any]) -> bool:
+    """Whether logits are those of a probe, but for rounding."""
+    return logits.shape == probe["logits"].shape and difference_of_logits(logits, probe) <= TOLERANCE[probe["dtype"]]

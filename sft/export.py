@@ -13,36 +13,50 @@ from data_tools.errors import UserError
 from data_tools.piece_models import PROBES, same_ids, save_tokenizer
 from data_tools.tokenizer import load_tokenizer
 from sft.checkpoint import best_checkpoint, newest_good_checkpoint, read_progress
+from sft.config_model import ModelConfig
 from sft.digests import find_damage
 from sft.engine import consolidated_weights
-from sft.evaluate import stop_tokens
-from sft.model import load_config
+from sft.evaluate import difference_of_logits, same_logits, stop_tokens
+from sft.lora import add_lora, load_trained, quantization
+from sft.model import load_config, load_model
+from sft.new_tokens import add_rows
+from sft.own_code import build_model
 from sft.run import TrainingRun
 from sft.world import World
 
 _ALONE = World(0, 1, torch.device("cpu"))
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
-"""Largest difference of logits, as a share of the largest logit: packed and plain attention round differently."""
 
 
-def export_model(run: TrainingRun, best: bool = False) -> Path:
+def export_model(run: TrainingRun, best: bool = False, adapter: bool = False) -> Path:
     """Export a checkpoint to `model/` in the run's folder; what was there before is replaced at the end.
 
     Args:
         best: the one with the lowest validation loss, in place of the newest.
+        adapter: write what peft loads over the base model to `adapter/`, in place of the merged model.
 
     Raises:
         UserError: there is no such checkpoint, or the exported model does not compute what the trained one did.
     """
+    if adapter and run.model.lora is None:
+        raise UserError(f"{run.folder} trained the whole model: it has no adapter; export without --adapter")
     checkpoint = _best_checkpoint(run) if best else newest_good_checkpoint(run.checkpoints, _ALONE)
     if checkpoint is None:
         raise UserError(f"{run.folder} has no checkpoint to export; train first: `shardtune train {run.folder}`")
-    final, partial = run.folder / "model", run.folder / "model.partial"
+    final = run.folder / ("adapter" if adapter else "model")
+    partial = final.with_name(final.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     probe = torch.load(checkpoint / "probe.pt", weights_only=True)
-    _write_model(run, checkpoint, partial, probe["dtype"])
-    compare_with_trained(partial, probe)
-    compare_tokenizers(partial, load_tokenizer(str(run.store.folder / "tokenizer")))
+    tokenizer = load_tokenizer(str(run.store.folder / "tokenizer"))
+    model = _fill_model(run, checkpoint, tokenizer, probe["dtype"], adapter)
+    if adapter:
+        # New rows are the adapter's as well, trained or not.
+        resized = run.store.added_tokens > 0 or bool(run.model.lora and run.model.lora.embeddings)
+        model.save_pretrained(partial, save_embedding_layers=resized)
+    else:
+        model.save_pretrained(partial)
+    save_tokenizer(tokenizer, partial)
+    compare_with_trained(partial, probe, run.model, adapter)
+    compare_tokenizers(partial, tokenizer)
     _allow_reading(partial)
     shutil.rmtree(final, ignore_errors=True)
     os.rename(partial, final)
@@ -61,17 +75,29 @@ def _best_checkpoint(run: TrainingRun) -> Path | None:
     return best
 
 
-def _write_model(run: TrainingRun, checkpoint: Path, folder: Path, dtype: torch.dtype) -> None:
-    tokenizer = load_tokenizer(str(run.store.folder / "tokenizer"))
-    template = ChatTemplate(str(tokenizer.chat_template), tokenizer.special_tokens_map, run.template_date)
-    config = load_config(run.model, tokenizer, run.store.vocab_size)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    weights = consolidated_weights(checkpoint, read_progress(checkpoint).zero_stage)
+def _fill_model(run: TrainingRun, checkpoint: Path, tokenizer: Any, dtype: torch.dtype, adapter: bool) -> Any:
+    """The trained model on the CPU, whole or as peft's view of its adapters."""
+    vocab_size, added = run.store.vocab_size, run.store.added_tokens
+    saved = consolidated_weights(checkpoint, read_progress(checkpoint).zero_stage)
     # The engine's module is `PackedCausalLM`, which holds the model under `model`.
-    model.load_state_dict({name.removeprefix("model."): tensor.to(dtype) for name, tensor in weights.items()})
+    weights = {name.removeprefix("model."): tensor.to(dtype) for name, tensor in saved.items()}
+    if run.model.lora is None:
+        model = build_model(run.model, load_config(run.model, tokenizer, vocab_size, added), dtype=dtype)
+        if run.model.path is not None:
+            add_rows(model, vocab_size, added)
+        model.load_state_dict(weights)
+    else:
+        model = load_model(run.model, tokenizer, vocab_size, added, dtype, run.train.seed)
+        if run.model.quantize is not None and not adapter:
+            model = model.dequantize(dtype)  # what the adapters were trained on
+        view = add_lora(model, run.model.lora, added)
+        load_trained(model, weights)
+        if adapter:
+            return view
+        model = view.merge_and_unload()
+    template = ChatTemplate(str(tokenizer.chat_template), tokenizer.special_tokens_map, run.template_date)
     model.generation_config = _generation_config(run, tokenizer, template)
-    model.save_pretrained(folder)
-    save_tokenizer(tokenizer, folder)
+    return model
 
 
 def _allow_reading(folder: Path) -> None:
@@ -96,19 +122,26 @@ def _generation_config(run: TrainingRun, tokenizer: Any, template: ChatTemplate)
 
 
 @torch.no_grad()
-def compare_with_trained(folder: Path, probe: dict[str, Any]) -> None:
+def compare_with_trained(folder: Path, probe: dict[str, Any], config: ModelConfig, adapter: bool = False) -> None:
     """Load the exported folder as anyone would, and compare its logits with those that training kept.
 
     Raises:
         UserError: they differ by more than rounding.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=probe["dtype"]).eval()
-    logits = model(probe["input_ids"]).logits.float()
-    trained = probe["logits"]
-    if logits.shape != trained.shape:
-        raise UserError(f"{folder}: logits of shape {tuple(logits.shape)}, in training {tuple(trained.shape)}")
-    difference = float((logits - trained).abs().max() / trained.abs().max())
-    if not difference <= _TOLERANCE[probe["dtype"]]:
+    if adapter:
+        from peft import AutoPeftModelForCausalLM as AutoModel
+
+        below = quantization(config, probe["dtype"])
+    else:
+        AutoModel, below = AutoModelForCausalLM, {}
+    trust = {"trust_remote_code": config.trust_remote_code}
+    model = AutoModel.from_pretrained(folder, dtype=probe["dtype"], **trust, **below).eval()
+    logits = model(probe["input_ids"].to(model.device)).logits.float().cpu()  # 4 bits are on a GPU where there is one
+    if logits.shape != probe["logits"].shape:
+        shape = tuple(probe["logits"].shape)
+        raise UserError(f"{folder}: logits of shape {tuple(logits.shape)}, in training {shape}")
+    if not same_logits(logits, probe):
+        difference = difference_of_logits(logits, probe)
         raise UserError(f"{folder}: the exported model's logits differ from the trained model's by {difference:.1%}")
 
 

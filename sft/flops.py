@@ -77,6 +77,8 @@ def _flops_of_parameters(model: PreTrainedModel) -> tuple[float, float]:
 
 def _flops(parameter: torch.nn.Parameter) -> int:
     count: int = getattr(parameter, "ds_numel", parameter.numel())  # whole, also where ZeRO-3 keeps a part
+    if (packed := getattr(parameter, "quant_state", None)) is not None:  # two weights in a byte
+        count = packed.shape.numel()
     return (6 if parameter.requires_grad else 4) * count
 
 

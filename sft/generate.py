@@ -14,7 +14,7 @@ from sft.evaluate import answer
 
 
 def generate_answers(
-    model_folder: Path, prompts: Sequence[str], max_new_tokens: int, today: date
+    model_folder: Path, prompts: Sequence[str], max_new_tokens: int, today: date, trust_remote_code: bool = False
 ) -> list[dict[str, str]]:
     """Answer every prompt greedily.
 
@@ -22,6 +22,7 @@ def generate_answers(
         model_folder: an exported model.
         prompts: user messages.
         today: what the template's `strftime_now` answers.
+        trust_remote_code: run the code that was exported with the model.
 
     Raises:
         UserError: there is no model in the folder.
@@ -31,7 +32,11 @@ def generate_answers(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(str(model_folder))
     template = ChatTemplate(str(tokenizer.chat_template), tokenizer.special_tokens_map, today)
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").to(device).eval()
+    model = (
+        AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto", trust_remote_code=trust_remote_code)
+        .to(device)
+        .eval()
+    )
     with torch.no_grad():
         return [
             {"prompt": prompt, "answer": answer(model, tokenizer, template, prompt, max_new_tokens, device)}

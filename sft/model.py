@@ -12,17 +12,23 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from data_tools.errors import UserError
 from sft.attention import PACKED
 from sft.config_model import ModelConfig
+from sft.lora import check_packages, quantization
 from sft.loss import install_loss_head
+from sft.new_tokens import add_rows
+from sft.own_code import build_model, check_code, code_arguments
 from sft.sequence import SequenceGroup
 
 
 class PackedCausalLM(torch.nn.Module):
     """A causal language model that takes packed rows and returns (sum of losses, stats of every label)."""
 
-    def __init__(self, model: PreTrainedModel, attention: str = PACKED) -> None:
+    def __init__(self, model: PreTrainedModel, attention: str = PACKED, neftune_alpha: float | None = None) -> None:
         super().__init__()
         self.model = model
         self.attention = attention
+        self.neftune_alpha = neftune_alpha
+        if any(not parameter.requires_grad for parameter in model.parameters()):
+            self.register_state_dict_post_hook(_keep_trained)  # type: ignore[no-untyped-call]
         install_loss_head(model)
         model.set_attn_implementation(attention)
 
@@ -61,8 +67,12 @@ class PackedCausalLM(torch.nn.Module):
     ) -> Any:
         """[1, T, H], what the output layer is given."""
         shared = {} if group is None else {"sequence_group": group}
+        tokens = {"input_ids": input_ids}
+        if self.training and self.neftune_alpha is not None:
+            embedded = self.model.get_input_embeddings()(input_ids)
+            tokens = {"inputs_embeds": embedded + embedding_noise(embedded, borders, self.neftune_alpha, group)}
         return self.model.base_model(
-            input_ids=input_ids,
+            **tokens,
             position_ids=positions,
             use_cache=False,
             cu_seq_lens_q=borders,
@@ -71,6 +81,34 @@ class PackedCausalLM(torch.nn.Module):
             max_length_k=longest,
             **shared,
         ).last_hidden_state
+
+
+def embedding_noise(
+    embedded: torch.Tensor, borders: torch.Tensor, alpha: float, group: SequenceGroup | None = None
+) -> torch.Tensor:
+    """NEFTune (arXiv 2310.05914): uniform noise of ± alpha / √(L · H), where L is the length of a token's own document.
+
+    A document then has the noise that it would have alone, whatever is packed beside it.
+
+    Args:
+        embedded: [1, T, H], of this rank's part of the row where a group shares it.
+        borders: [D + 1], of the whole row.
+    """
+    lengths = borders.diff()
+    of_token = lengths.repeat_interleave(lengths)  # [T]
+    if group is not None:
+        of_token = of_token.chunk(group.size)[group.rank]
+    most = alpha / (of_token * embedded.shape[-1]).sqrt()
+    return torch.empty_like(embedded).uniform_(-1, 1) * most.to(embedded.dtype)[None, :, None]
+
+
+def _keep_trained(module: torch.nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Of a model with frozen weights, only the others are state: checkpoints are small, also where a frozen weight goes
+    by two names (tied) or has parts that are no parameters (4 bits).
+    """
+    trained = {prefix + name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    for name in set(state) - trained:
+        del state[name]
 
 
 def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
@@ -88,30 +126,45 @@ def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
 
 
 def load_model(
-    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int, dtype: torch.dtype, seed: int
+    config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    added: int,
+    dtype: torch.dtype,
+    seed: int,
 ) -> PreTrainedModel:
     """Load the model of `model.path`, or build the one of `model.config` with random weights.
 
     Args:
         vocab_size: rows that the token store needs in the embedding.
+        added: how many of them, the last ones, are new tokens (`add_rows`).
         seed: of random weights, the same on every rank.
 
     Raises:
         UserError: there is no such model, or its embedding is smaller than the vocabulary.
     """
+    check_packages(config)
+    model_config = load_config(config, tokenizer, vocab_size, added)
     torch.manual_seed(seed)
-    model_config = load_config(config, tokenizer, vocab_size)
     if config.path is not None:
         try:
             model, loading = AutoModelForCausalLM.from_pretrained(
-                config.path, revision=config.revision, config=model_config, dtype=dtype, output_loading_info=True
+                config.path,
+                revision=config.revision,
+                config=model_config,
+                dtype=dtype,
+                output_loading_info=True,
+                **code_arguments(config),
+                **quantization(config, dtype),
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"model.path: cannot load {config.path}: {str(error).splitlines()[0]}") from None
         if missing := sorted(loading["missing_keys"]):
             raise UserError(f"model.path: {config.path} lacks {len(missing)} weights, among them {missing[0]}")
+        add_rows(model, vocab_size, added)
+        model.train()  # as one with random weights is
     else:
-        model = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
+        model = build_model(config, model_config, dtype=dtype)
     return model
 
 
@@ -132,26 +185,32 @@ def check_length(config: PretrainedConfig, max_length: int) -> None:
         raise UserError(f"data.max_length={max_length} is more than the {positions} positions of the model; lower it")
 
 
-def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> PretrainedConfig:
-    """The transformers configuration of the model, checked against the vocabulary."""
+def load_config(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int, added: int
+) -> PretrainedConfig:
+    """The transformers configuration of the model, checked against the vocabulary; that of `model.path` as it was
+    before rows for new tokens.
+    """
     if config.path is not None:
-        model_config, where = _read_config(config.path, config.revision), config.path
+        model_config, where, needed = _read_config(config), config.path, vocab_size - added
     else:
-        model_config, where = _random_config(dict(config.config or {}), tokenizer, vocab_size), "model.config"
+        model_config = _random_config(dict(config.config or {}), tokenizer, vocab_size)
+        where, needed = "model.config", vocab_size
     rows = model_config.get_text_config().vocab_size
-    if rows < vocab_size:
+    if rows < needed:
         raise UserError(
-            f"{where}: the embedding has {rows} rows, the tokenizer of the store needs {vocab_size}; "
+            f"{where}: the embedding has {rows} rows, the tokenizer of the store needs {needed}; "
             f"use the tokenizer that belongs to the model, or a larger vocab_size"
         )
     return model_config
 
 
-def _read_config(path: str, revision: str | None) -> PretrainedConfig:
+def _read_config(config: ModelConfig) -> PretrainedConfig:
     try:
-        return AutoConfig.from_pretrained(path, revision=revision)
+        check_code(config)
+        return AutoConfig.from_pretrained(config.path, revision=config.revision, **code_arguments(config))
     except (OSError, ValueError) as error:
-        raise UserError(f"model.path: cannot load {path}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"model.path: cannot load {config.path}: {str(error).splitlines()[0]}") from None
 
 
 def _random_config(keys: dict[str, Any], tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> PretrainedConfig:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_tools.chat import ChatTemplate
 from data_tools.errors import UserError
@@ -13,14 +14,17 @@ from data_tools.tokenizer import load_tokenizer
 from sft.attention import check_heads, choose_attention
 from sft.batches import Batch, make_batch, split_batch
 from sft.best import best_validation, why_no_more
-from sft.checkpoint import Progress, commit_checkpoint, resume
+from sft.checkpoint import Progress, checkpoint_path, commit_checkpoint, resume
 from sft.due import what_is_due
 from sft.engine import start_engine
-from sft.evaluate import probe_logits, sample_answers, validation_loss
+from sft.evaluate import probe_logits, same_logits, sample_answers, validation_loss
+from sft.fits import check_weights_fit
 from sft.flops import flops_of_steps, peak_flops
 from sft.heartbeat import Heart
+from sft.layers import forget_activations
+from sft.lora import add_lora, check_packages, check_quantize
 from sft.metrics import Interval, metrics_of
-from sft.model import PackedCausalLM, check_length, compute_dtype, load_model, model_hash
+from sft.model import PackedCausalLM, check_length, compute_dtype, load_config, load_model, model_hash
 from sft.nan import check_finite
 from sft.record import RunRecord
 from sft.run import TrainingRun
@@ -73,6 +77,7 @@ class Session:
         progress = resume(self.engine, run.checkpoints, run.plan.hash, self.model_hash, run.train, self.world)
         if progress is None:
             return self.fresh()
+        self._check_base(progress)
         self.record.rewind(progress.step, progress.evaluated)
         self.record.status("training", progress.step)
         progress = self._track(progress)
@@ -83,6 +88,18 @@ class Session:
             if self.wants_checkpoint(progress):
                 self.save(progress)
         return progress
+
+    def _check_base(self, progress: Progress) -> None:
+        """A checkpoint of adapters has not the weights below them: do they still compute what they did?"""
+        if self.run.model.lora is None:
+            return
+        saved = torch.load(checkpoint_path(self.run.checkpoints, progress.step) / "probe.pt", weights_only=True)
+        now = probe_logits(self.engine.module, self.run.store, self.world.device)
+        if not same_logits(now["logits"], saved):
+            raise UserError(
+                f"{self.run.model.path} computes something else than when {self.run.folder} was trained on it: its "
+                f"weights were changed; bring them back, or start another run with name=NAME"
+            )
 
     def _track(self, progress: Progress) -> Progress:
         """Start the trackers, where a line of metrics is written."""
@@ -193,6 +210,18 @@ class Session:
         return stopped
 
 
+def _load(run: TrainingRun, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, world: World) -> PreTrainedModel:
+    """The model that is trained, with its adapters; what cannot be is said before its weights are read."""
+    model, vocab_size, added = run.model, run.store.vocab_size, run.store.added_tokens
+    check_packages(model)
+    check_quantize(model, run.train.zero.stage, world.device)
+    check_weights_fit(model, load_config(model, tokenizer, vocab_size, added), dtype, world.device)
+    loaded = load_model(model, tokenizer, vocab_size, added, dtype, run.train.seed)
+    if model.lora is not None:
+        add_lora(loaded, model.lora, added)
+    return loaded
+
+
 def start_session(run: TrainingRun, world: World, signalled: Callable[[], bool]) -> Session:
     """Load model and tokenizer and start the engine.
 
@@ -213,15 +242,17 @@ def start_session(run: TrainingRun, world: World, signalled: Callable[[], bool])
     record.status("loading", 0)
     tokenizer = load_tokenizer(str(run.store.folder / "tokenizer"))
     template = ChatTemplate(str(tokenizer.chat_template), tokenizer.special_tokens_map, run.template_date)
-    loaded = load_model(run.model, tokenizer, run.store.vocab_size, dtype, run.train.seed)
+    loaded = _load(run, tokenizer, dtype, world)
     attention = choose_attention(run.model.attention, loaded.config, world.device)
     check_heads(loaded.config, attention, run.train.sequence_parallel)
-    model = PackedCausalLM(loaded, attention)
+    model = PackedCausalLM(loaded, attention, run.train.neftune_alpha)
     check_length(model.model.config, run.plan.settings.max_length)
     alone = run.plan.settings.packing == "none" and run.train.packs_per_micro_batch == 1
     check_documents_are_apart(model.to(world.device), world.device, alone)
+    forget_activations(loaded, run.train)
     shapes = model_hash(model)  # before ZeRO-3 splits them
     engine = start_engine(model, run.train, dtype, world)
+    torch.manual_seed(run.train.seed + world.rank)  # ranks with other documents have other dropout and noise
     group = join_sequence_group(world, run.train.sequence_parallel)
     return Session(run, world, engine, tokenizer, template, record, shapes, group, stop, heart)
 

@@ -19,7 +19,7 @@ from data_tools.plan import PackPlan
 from data_tools.store import TokenStore
 from launcher.config import RunConfig
 from sft.config import ScheduleConfig, TrainConfig, ZeroConfig
-from sft.config_model import ModelConfig
+from sft.config_model import LoraConfig, ModelConfig
 from sft.config_watch import CheckpointConfig, EarlyStoppingConfig, EvaluateConfig
 from tests.data_tools.hub_server import Repository, serving
 
@@ -126,6 +126,7 @@ SECTIONS: dict[type[Section], tuple[str, str]] = {
     ValidationConfig: ("data.md", "validation."),
     TokenizerTraining: ("data.md", "tokenizer."),
     ModelConfig: ("training.md", "model."),
+    LoraConfig: ("training.md", "model.lora."),
     TrainConfig: ("training.md", "train."),
     ScheduleConfig: ("training.md", "train.schedule."),
     ZeroConfig: ("training.md", "train.zero."),

@@ -42,7 +42,7 @@ def main() -> None:
     tokenizer = load_tokenizer(str(store.folder / "tokenizer"))
     settings = ModelConfig(path=model_folder, dtype="float32")
     dtype = compute_dtype(settings, world.device)
-    model = PackedCausalLM(load_model(settings, tokenizer, store.vocab_size, dtype, 0))
+    model = PackedCausalLM(load_model(settings, tokenizer, store.vocab_size, store.added_tokens, dtype, 0))
     train = TrainConfig.model_validate({"learning_rate": 1e-4, "packs_per_step": 1, "betas": (0.9, 0.999)})
     engine = start_engine(model, train, dtype, world)
     losses, seconds, tokens = [], [], []

@@ -1,5 +1,6 @@
 """`kill -9` of actors, drivers and nodes at any moment: the finished store has the bytes of an undisturbed one."""
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -83,6 +84,67 @@ def rows(row):
         time.sleep(60)
     return row
 """
+
+
+SLOWLY = """
+import time
+
+def rows(row):
+    time.sleep(0.002)
+    return row
+"""
+
+DRIVER = """
+import sys
+from pathlib import Path
+from data_tools.config import DataConfig
+from data_tools.prepare import prepare
+prepare(DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_actors_and_drivers_killed_at_20_random_moments(
+    many_units: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten drivers, each from its start-up to the end of its work, and ten actors at work, in any order."""
+    (tmp_path / "slowly.py").write_text(SLOWLY, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    root = str(Path(__file__).parent.parent.parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, str(tmp_path)]))
+    slow_source = many_units.sources[0].model_copy(update={"function": "slowly:rows"})
+    slow = many_units.model_copy(update={"sources": [slow_source], "actors": 2})
+
+    def start(config: DataConfig, store: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", DRIVER, config.model_dump_json(), store])
+
+    assert start(slow.model_copy(update={"actors": 0}), "alone").wait() == 0
+    moments = random.Random(2)
+    victims = ["driver", "actor"] * 10
+    moments.shuffle(victims)
+    stores = 0
+    while victims:
+        driver = start(slow, f"{stores}")
+        while victims and driver.poll() is None:
+            if victims[-1] == "driver":
+                time.sleep(10 * moments.random())
+                if driver.poll() is None:
+                    driver.kill()
+                    driver.wait()
+                    victims.pop()
+                break
+            if at_work := list(workers()):
+                time.sleep(moments.random())
+                with contextlib.suppress(ProcessLookupError):  # it was done
+                    os.kill(moments.choice(at_work), signal.SIGKILL)
+                    victims.pop()
+            time.sleep(0.1)
+        if driver.wait() == 0:
+            stores += 1
+    assert start(slow, f"{stores}").wait() == 0
+    for store in range(stores + 1):
+        assert content(tmp_path / f"{store}") == content(tmp_path / "alone")
 
 
 @pytest.mark.slow

@@ -110,9 +110,9 @@ def test_a_run_ends_and_keeps_its_best(store: TokenStore, chat_file: Path, tmp_p
     of_best, of_last = (
         torch.load(run.checkpoints / f"step-{step:08d}" / "probe.pt", weights_only=True) for step in (best, last)
     )
-    compare_with_trained(model, of_best)
+    compare_with_trained(model, of_best, run.model)
     with pytest.raises(UserError, match="logits differ"):
-        compare_with_trained(model, of_last)
+        compare_with_trained(model, of_last, run.model)
     assert read_progress(run.checkpoints / f"step-{best:08d}").validations[-1] == (best, losses[best])
     probe = run.checkpoints / f"step-{best:08d}" / "probe.pt"
     probe.write_bytes(probe.read_bytes()[:-1])
