@@ -79,7 +79,6 @@ def read_record(store: Mirror, unit: WorkUnit, fingerprint: str) -> UnitRecord |
 
 
 def read_unit_index(store: Mirror, unit: int) -> pa.Table:
-    """The index rows of a finished unit."""
+    """The index rows of a finished unit, memory-mapped: the indexes of all units are held at once."""
     assert store.pull(index_name(unit), again=True), "the index is written before the record"
-    with pa.OSFile(str(store.folder / index_name(unit))) as file:
-        return pa.ipc.open_file(file).read_all()
+    return pa.ipc.open_file(pa.memory_map(str(store.folder / index_name(unit)))).read_all()
