@@ -103,7 +103,7 @@ def plain_transformers_answers(model: Path) -> None:
     assert {"chat_template.jinja", "tokenizer_config.json"} <= names
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_resumed_run_has_the_same_losses_to_the_last_bit(
     stage: int, recipe: Path, store: TokenStore, tmp_path: Path
 ) -> None:
@@ -122,6 +122,7 @@ def test_a_resumed_run_has_the_same_losses_to_the_last_bit(
         shardtune("export", run)
 
 
+@pytest.mark.slow
 def test_damage_is_noticed(recipe: Path, store: TokenStore, tmp_path: Path) -> None:
     """A flipped byte in the newest checkpoint: resuming and exporting take the one before. Wrong weights: no export."""
     overrides = (recipe, f"data.store={store.folder}", "--ranks", 1)

@@ -13,6 +13,8 @@ from data_tools.store import TokenStore
 from sft.world import World
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.slow
+
 BOUND = 1e-5
 """Of losses, relative, in float32."""
 PLAN, MODEL = "plan", "model"

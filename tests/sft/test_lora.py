@@ -197,6 +197,7 @@ def test_two_ranks_train_resume_and_export(
     )
 
 
+@pytest.mark.slow
 def test_adapters_go_on_with_other_ranks_and_another_stage(
     new_store: TokenStore, chat_file: Path, tmp_path: Path
 ) -> None:
