@@ -21,7 +21,7 @@ from sft.evaluate import probe_logits, same_logits, sample_answers, validation_l
 from sft.fits import check_weights_fit
 from sft.flops import flops_of_steps, peak_flops
 from sft.heartbeat import Heart
-from sft.layers import forget_activations
+from sft.layers import check_liger, compile_layers, forget_activations, use_liger
 from sft.lora import add_lora, check_packages, check_quantize
 from sft.metrics import Interval, metrics_of
 from sft.model import PackedCausalLM, check_length, compute_dtype, load_config, load_model, model_hash
@@ -237,6 +237,7 @@ def start_session(run: TrainingRun, world: World, signalled: Callable[[], bool])
     dtype = compute_dtype(run.model, world.device)
     check_train(run.train, dtype, world.size)
     check_device(run.train, dtype, world.device)
+    check_liger(run.train, world.device)
     check_trackers(run.track)
     record = RunRecord(run.folder, run.total_steps, writes=world.is_main)
     record.status("loading", 0)
@@ -245,11 +246,13 @@ def start_session(run: TrainingRun, world: World, signalled: Callable[[], bool])
     loaded = _load(run, tokenizer, dtype, world)
     attention = choose_attention(run.model.attention, loaded.config, world.device)
     check_heads(loaded.config, attention, run.train.sequence_parallel)
+    use_liger(loaded, run.train)
     model = PackedCausalLM(loaded, attention, run.train.neftune_alpha)
     check_length(model.model.config, run.plan.settings.max_length)
     alone = run.plan.settings.packing == "none" and run.train.packs_per_micro_batch == 1
     check_documents_are_apart(model.to(world.device), world.device, alone)
     forget_activations(loaded, run.train)
+    compile_layers(loaded, run.train)
     shapes = model_hash(model)  # before ZeRO-3 splits them
     engine = start_engine(model, run.train, dtype, world)
     torch.manual_seed(run.train.seed + world.rank)  # ranks with other documents have other dropout and noise

@@ -71,8 +71,6 @@ def check_device(train: TrainConfig, dtype: torch.dtype, device: torch.device) -
         raise UserError("model.dtype=float16 trains on GPUs only; set model.dtype=bfloat16 or float32")
     if train.optimizer == "adamw_8bit":
         raise UserError("train.optimizer=adamw_8bit runs on GPUs only; set train.optimizer=adamw")
-    if train.liger:
-        raise UserError("train.liger: its kernels run on GPUs only; leave it out")
 
 
 def deepspeed_settings(train: TrainConfig, dtype: torch.dtype, ranks: int, parameters: int) -> dict[str, Any]:

@@ -109,7 +109,6 @@ def test_what_type_and_ranks_forbid(values: dict[str, Any], dtype: torch.dtype, 
     [
         ({}, HALF, "model.dtype=float16 trains on GPUs only"),
         ({"optimizer": "adamw_8bit"}, FLOAT, "runs on GPUs only"),
-        ({"liger": True}, FLOAT, "run on GPUs only"),
     ],
 )
 def test_what_needs_a_gpu(values: dict[str, Any], dtype: torch.dtype, message: str) -> None:
