@@ -14,11 +14,11 @@ from data_tools.config import DataConfig
 from data_tools.errors import RowError, UserError
 from data_tools.formats import Conversation
 from data_tools.literals import ControlTokens, without_marks
+from data_tools.lost import check_messages, check_tools
 from data_tools.messages import Message
 from data_tools.sandbox import CharSpan
 from data_tools.skeleton import NO_FACTS, Facts, FilledChat, Skeleton, Skeletons
 from data_tools.template import JinjaTemplate
-from data_tools.tools import check_tools
 from data_tools.turns import RewriteError, TurnFinder
 
 
@@ -118,12 +118,16 @@ class ChatTemplate:
         try:
             return [self._render_whole(conversation)]
         except RewriteError as error:
-            if self.learning.on_rewrite == "error":
-                hint = (
-                    "set data.on_rewrite=last_turn (learns the last answer only) or split_turns (a document per answer)"
-                )
-                raise RowError(f"{error}; {hint}") from None
+            rewritten = error
         wanted = self._wanted(conversation)
+        if self.learning.on_rewrite == "error":
+            number, weight = list(wanted.items())[-1]
+            try:
+                self._render_last(conversation, number, weight)  # says why, where no setting helps
+            except RewriteError:
+                raise rewritten from None
+            hint = "set data.on_rewrite=last_turn (learns the last answer only) or split_turns (a document per answer)"
+            raise RowError(f"{rewritten}; {hint}")
         if self.learning.on_rewrite == "last_turn":
             wanted = dict([list(wanted.items())[-1]])
         return [self._render_last(conversation, number, weight) for number, weight in wanted.items()]
@@ -179,6 +183,7 @@ class ChatTemplate:
             spans = [turn.span for turn in turns]
             weights = [1.0 if turn.message is None else wanted[turn.message] for turn in turns]
         check_tools(self.template, conversation, text)
+        check_messages(self.template, conversation, text)
         return self._document(text, spans, None if weights is None or set(weights) <= {1.0} else weights)
 
     def _render_last(self, conversation: Conversation, number: int, weight: float) -> RenderedChat:
@@ -186,6 +191,7 @@ class ChatTemplate:
         cut = replace(conversation, messages=conversation.messages[: number + 1])
         text, turns = self._finder.find(cut, [number])
         check_tools(self.template, cut, text)
+        check_messages(self.template, cut, text)
         chat = self._document(text, [turn.span for turn in turns], None if weight == 1 else [weight] * len(turns))
         return replace(chat, rewritten=True)
 

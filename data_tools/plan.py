@@ -32,7 +32,7 @@ from data_tools.store import TokenStore, file_digest, read_arrow, write_arrow, w
 
 __all__ = ["NO_PACK", "PLAN", "PackPlan", "PackTable", "PlanSettings", "SourceShare", "StepSize", "make_plan"]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 PLAN = "plan.json"
 
 

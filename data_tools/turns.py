@@ -13,10 +13,10 @@ from functools import cached_property
 
 from data_tools.errors import RowError
 from data_tools.formats import Conversation
+from data_tools.lost import check_calls
 from data_tools.messages import Message
 from data_tools.sandbox import CharSpan
 from data_tools.template import JinjaTemplate, common_prefix
-from data_tools.tools import check_calls
 
 _EMPTY_BLOCK = re.compile(r"\s*(<(?P<name>[^<>/\s]+)>\s*</(?P=name)>)\s*")
 

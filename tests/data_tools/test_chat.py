@@ -69,7 +69,9 @@ def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
 
 def test_a_template_that_loses_an_answer_is_refused() -> None:
     losing = CHATML.replace("message.content + '<|im_end|>'", "message.content[:3] + '<|im_end|>'")
-    with pytest.raises(RowError, match="does not contain the answer of message 2"):
+    with pytest.raises(
+        RowError, match="does not contain the answer of message 4$"
+    ):  # no setting helps, none is advised
         template(losing).render(TWO_TURNS)
 
 

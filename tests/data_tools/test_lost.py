@@ -1,4 +1,4 @@
-"""No tool and no call is lost: it is in the text, or the row is refused."""
+"""No tool, no call and no message is lost: it is in the text, or the row is refused."""
 
 import json
 from datetime import date
@@ -61,3 +61,31 @@ def test_a_template_that_writes_the_first_call_only_refuses_several(real_data: P
     assert learnt("Qwen-Qwen2.5-7B-Instruct.jinja").count("get_time") == 2
     with pytest.raises(RowError, match="does not write all 2 tool calls of message 1"):
         learnt("openai-gpt-oss-120b.jinja")
+
+
+IGNORES = (
+    "{% for message in messages %}{% if message.role in ['user', 'assistant'] %}"
+    "<|im_start|>{{ message.role }}\n{{ message.content | trim }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("role", ["system", "tool"])
+def test_a_message_that_the_template_ignores_refuses_the_row(role: str) -> None:
+    template = ChatTemplate(IGNORES, {}, date(2025, 1, 1), control_tokens=("<|im_end|>",))
+    ignored = {"role": role, "content": "Speak French."}
+    at = 0 if role == "system" else 1
+    messages = [user("  Hi  "), answer("Salut.")]
+    assert template.render(Conversation(messages, parts=plain_parts(messages)))
+    messages = [*messages[:at], ignored, *messages[at:]]
+    with pytest.raises(RowError, match=f"ignores message {at}, of role {role}"):
+        template.render(Conversation(messages, parts=plain_parts(messages)))
+
+
+def test_what_the_template_writes_otherwise_is_not_lost() -> None:
+    source = IGNORES.replace("['user', 'assistant']", "['user', 'assistant', 'tool']").replace(
+        "message.content | trim", "message.content | tojson if message.role == 'tool' else message.content"
+    )
+    template = ChatTemplate(source, {}, date(2025, 1, 1), control_tokens=("<|im_end|>",))
+    (chat,) = template.render(Conversation([ASKED, {"role": "tool", "content": 'a "quote"'}, answer("Noon.")]))
+    assert b'\\"quote' in chat.text

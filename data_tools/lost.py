@@ -1,4 +1,4 @@
-"""Tools and calls that a chat template would lose: templates drop without a word what they were not written for."""
+"""What a chat template would lose: it drops without a word tools, calls and messages that it was not written for."""
 
 from collections import Counter
 from dataclasses import replace
@@ -31,6 +31,27 @@ def check_tools(template: JinjaTemplate, conversation: Conversation, text: str) 
         lost = names[0] if names else ""
     if lost is not None:
         raise RowError(f"the chat template does not render the tool {lost!r}, it would be lost; use another template")
+
+
+def check_messages(template: JinjaTemplate, conversation: Conversation, text: str) -> None:
+    """Some templates skip messages of roles that they do not know, or a system message.
+
+    What they only write otherwise (without its ends, as JSON) is not lost: other words would make another text.
+
+    Raises:
+        RowError: what a message says makes no difference.
+    """
+    messages = conversation.messages
+    for number, message in enumerate(messages):
+        content = message.get("content")
+        if message["role"] == "assistant" or not isinstance(content, str) or content.strip() in text:
+            continue
+        other = [*messages[:number], {**message, "content": f"other than {content}"}, *messages[number + 1 :]]
+        if template.text(conversation, other) == text:
+            raise RowError(
+                f"the chat template ignores message {number}, of role {message['role']}; use another template, or "
+                f"take such messages out of the data"
+            )
 
 
 def _without_tools(template: JinjaTemplate, conversation: Conversation) -> str | None:
