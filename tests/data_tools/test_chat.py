@@ -69,10 +69,8 @@ def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
 
 def test_a_template_that_loses_an_answer_is_refused() -> None:
     losing = CHATML.replace("message.content + '<|im_end|>'", "message.content[:3] + '<|im_end|>'")
-    with pytest.raises(
-        RowError, match="does not contain the answer of message 4$"
-    ):  # no setting helps, none is advised
-        template(losing).render(TWO_TURNS)
+    with pytest.raises(RowError, match=r"does not contain the answer of message 4$"):
+        template(losing).render(TWO_TURNS)  # no setting helps, so none is advised
 
 
 def test_an_answer_does_not_pass_for_another() -> None:
