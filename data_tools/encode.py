@@ -108,17 +108,37 @@ class Encoder:
             token_ends = _token_ends(lengths, texts.data.nbytes)
             reached = token_ends[offsets]
             simple &= np.diff(reached) == np.diff(texts.offsets)
-            moved = np.repeat(reached[:-1] - texts.offsets[:-1], counts)  # after a text that is not simple
-            own_ends = token_ends[1:] if self._pieces is None else _with_next(token_ends)
-            spans = (texts.borders + moved).astype(token_ends.dtype).reshape(-1, 2)
-            borders = token_borders(own_ends, token_ends[:-1], spans)
-            if self._pieces is not None:  # tokens without bytes look as if they were in the text before or after
-                borders = np.clip(borders, np.repeat(offsets[:-1], counts), np.repeat(offsets[1:], counts))
+            borders = self._borders(texts, simple, token_ends, reached, offsets)
+            counts = np.where(simple, counts, 0)
         if not simple.all():
             each = {number: odd.get(number) or texts.rendered(number) for number in np.flatnonzero(~simple).tolist()}
             ids, offsets, borders, counts = self._replace(each, ids, offsets, borders, counts)
         masks = mask_runs(borders, counts, offsets)
         return Documents(ids, offsets, masks, texts.weights, *label_counts(masks, _every_run(texts.weights, masks)))
+
+    def _borders(
+        self,
+        texts: Texts,
+        simple: NDArray[np.bool_],
+        token_ends: NDArray[np.signedinteger[Any]],
+        reached: NDArray[np.signedinteger[Any]],
+        offsets: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """The borders of the trained tokens of all simple texts; the others are not of as many bytes as their tokens.
+
+        Args:
+            reached: [texts + 1] the bytes of tokens before each text.
+        """
+        counts = texts.border_counts
+        moved = np.repeat(reached[:-1] - texts.offsets[:-1], counts)  # after a text that is not simple
+        spans = texts.borders + moved
+        if not simple.all():
+            spans, counts = spans[np.repeat(simple, counts)], np.where(simple, counts, 0)
+        own_ends = token_ends[1:] if self._pieces is None else _with_next(token_ends)
+        borders = token_borders(own_ends, token_ends[:-1], spans.astype(token_ends.dtype).reshape(-1, 2))
+        if self._pieces is not None:  # tokens without bytes look as if they were in the text before or after
+            borders = np.clip(borders, np.repeat(offsets[:-1], counts), np.repeat(offsets[1:], counts))
+        return borders
 
     def encode_alone(self, item: RenderedChat | Tokens) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """The ids and the mask of one document by the tokenizer's own offsets, which is slow and sure."""

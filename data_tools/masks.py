@@ -61,6 +61,7 @@ def mask_runs(borders: NDArray[np.int64], border_counts: NDArray[np.int64], offs
     lengths = np.diff(points)
     last = ends - 2
     kept[last[(lengths[last] == 0) & (border_counts > 0)]] = False  # nothing after the last trained run
+    assert (lengths[kept[: len(lengths)]] >= 0).all(), "borders of tokens are out of order"
     totals = np.concatenate([[0], np.cumsum(kept)])
     run_offsets = np.concatenate([[0], totals[ends - 1]])
     return Masks(lengths[kept].astype(np.int32), run_offsets)

@@ -1,5 +1,7 @@
 """Ids are the tokenizer's own for the whole text; masks are what transformers' own mask is."""
 
+import unicodedata
+from copy import deepcopy
 from datetime import date
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from data_tools.chat import ChatTemplate, Learning
 from data_tools.chat_text import RenderedChat
@@ -42,6 +45,27 @@ def test_any_text_keeps_its_ids_and_its_mask(parts: list[tuple[str, str]]) -> No
         assert len(documents.mask(0)) == len(ids)
         learnt = [token for token, is_trained in zip(ids, documents.mask(0), strict=True) if is_trained]
         assert TOKENIZER.decode(learnt) == "".join(text[start:end] for start, end in spans)
+
+
+COMPOSING = deepcopy(TOKENIZER)
+COMPOSING.backend_tokenizer.normalizer = normalizers.NFC()
+COMPOSING_ENCODERS = [Encoder(COMPOSING, "tokenizers"), Encoder(COMPOSING, "gigatoken")]
+WORDS = st.text(st.sampled_from("a 한é▁."), max_size=6)
+
+
+@given(st.lists(st.tuples(WORDS, WORDS, st.sampled_from(["NFC", "NFD"])), min_size=1, max_size=6))
+def test_a_text_that_the_tokenizer_composes_leaves_its_neighbours_alone(rows: list[tuple[str, str, str]]) -> None:
+    """Decomposed text has more bytes than its tokens; the masks of all others in the batch stay what they are alone."""
+    chats = []
+    for asked, said, form in rows:
+        prompt, answer = (unicodedata.normalize(form, text).encode() for text in (f"{asked}<|im_start|>", said * 20))  # type: ignore[arg-type]
+        chats.append(RenderedChat(prompt + answer + b"<|im_end|>", [(len(prompt), len(prompt) + len(answer) + 10)]))
+    for encoder in COMPOSING_ENCODERS:
+        together = encoder.encode(chats)
+        for number, chat in enumerate(chats):
+            ids, mask = encoder.encode_alone(chat)
+            assert ids_of(together, number) == ids.tolist()
+            assert together.mask(number).tolist() == mask.tolist()
 
 
 @pytest.mark.parametrize(("runs", "trained"), [([3, 2], 2), ([0, 3], 2), ([4], 0), ([0, 1], 0), ([1, 2, 3, 4, 1], 6)])

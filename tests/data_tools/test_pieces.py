@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from itertools import islice
@@ -330,3 +331,25 @@ def test_other_encoders_are_refused(real_data: Path, model_of: Callable[[str], P
     config = _gsm8k(real_data, tmp_path, model_of("unigram"), encoder="tokenizers")
     with pytest.raises(UserError, match=r"data\.encoder: tokenizers cannot encode a SentencePiece model"):
         prepare(config, tmp_path / "tokens")
+
+
+@given(
+    st.lists(st.tuples(st.text("ab ▁é", max_size=8), st.text("ab ▁é", min_size=1, max_size=8)), min_size=2, max_size=6)
+)
+def test_texts_of_a_batch_have_the_masks_that_they_have_alone(parts: list[tuple[str, str]]) -> None:
+    """`▁` in a text is what the model writes for a space: such a text has more bytes than its tokens."""
+    encoder = Encoder(load(_english()))
+    chats = [
+        RenderedChat((asked + said).encode(), [(len(asked.encode()), len((asked + said).encode()))])
+        for asked, said in parts
+    ]
+    together = encoder.encode(chats)
+    for number, chat in enumerate(chats):
+        ids, mask = encoder.encode_alone(chat)
+        assert together.ids[together.offsets[number] : together.offsets[number + 1]].tolist() == ids.tolist()
+        assert together.mask(number).tolist() == mask.tolist()
+
+
+@cache
+def _english() -> Path:
+    return trained(Path(tempfile.mkdtemp()), vocab_size=600, byte_fallback=True, remove_extra_whitespaces=False)
