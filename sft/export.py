@@ -12,15 +12,16 @@ from data_tools.chat import ChatTemplate
 from data_tools.errors import UserError
 from data_tools.piece_models import PROBES, same_ids, save_tokenizer
 from data_tools.tokenizer import load_tokenizer
+from sft.answers import stop_tokens
 from sft.checkpoint import best_checkpoint, newest_good_checkpoint, read_progress
 from sft.config_model import ModelConfig
 from sft.digests import find_damage
 from sft.engine import consolidated_weights
-from sft.evaluate import difference_of_logits, same_logits, stop_tokens
 from sft.lora import add_lora, load_trained, quantization
 from sft.model import load_config, load_model
 from sft.new_tokens import add_rows
 from sft.own_code import build_model
+from sft.probe import difference_of_logits, same_logits
 from sft.run import TrainingRun
 from sft.world import World
 
