@@ -28,7 +28,7 @@ def sample_answers(
         between: called before each prompt; it may raise.
     """
     answers = []
-    with _plain_attention(model):
+    with plain_attention(model):
         for prompt in prompts:
             between()
             text = answer(model.model, tokenizer, template, prompt, max_new_tokens, device, synced)
@@ -48,16 +48,26 @@ def answer(
     """One greedy answer to one user message, without the end-of-turn token."""
     text = template.prompt([{"role": "user", "content": prompt}])
     ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)], device=device)
+    ends = stop_tokens(tokenizer, template)
+    new_ids = continue_ids(model, tokenizer, ids, ends, max_new_tokens, synced)
+    return str(tokenizer.decode(new_ids, skip_special_tokens=True)).strip()
+
+
+def continue_ids(
+    model: Any, tokenizer: Any, ids: torch.Tensor, ends: list[int], max_new_tokens: int, synced: bool = False
+) -> torch.Tensor:
+    """What the model finds likeliest after ids [1, T], token by token, up to one of `ends` and with it: [N]."""
     output = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        eos_token_id=stop_tokens(tokenizer, template),
+        eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         synced_gpus=synced,
     )
-    return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+    continuation: torch.Tensor = output[0, ids.shape[1] :]
+    return continuation
 
 
 def stop_tokens(tokenizer: Any, template: ChatTemplate) -> list[int]:
@@ -69,7 +79,7 @@ def stop_tokens(tokenizer: Any, template: ChatTemplate) -> list[int]:
 
 
 @contextmanager
-def _plain_attention(model: PackedCausalLM) -> Iterator[None]:
+def plain_attention(model: PackedCausalLM) -> Iterator[None]:
     """Generation keeps a cache of keys, which packed rows have not."""
     model.eval()
     # Capped scores and attention sinks are only in transformers' own attention.
