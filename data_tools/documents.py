@@ -14,7 +14,7 @@ from data_tools.chat_text import RenderedChat
 from data_tools.columnar import plain_chats
 from data_tools.config import SourceConfig
 from data_tools.encode import Documents, Encoder
-from data_tools.errors import RowError
+from data_tools.errors import RowError, UserError
 from data_tools.formats import Conversation, PlainText, RowReader, Tokens
 from data_tools.mirror import Mirror, worker_folder
 from data_tools.proofs import Proofs
@@ -22,7 +22,15 @@ from data_tools.readers import Row, WorkUnit, read_blocks, read_rows
 from data_tools.records import UnitRecord, index_name, read_record, record_name
 from data_tools.rejects import Reject, UnitRejects, unit_rejects, writing_rejects
 from data_tools.shard_batch import index_batch, shard_batch
-from data_tools.store import INDEX_SCHEMA, file_digest, shard_name, shard_schema, write_arrow, write_json
+from data_tools.store import (
+    INDEX_SCHEMA,
+    file_digest,
+    folder_digests,
+    shard_name,
+    shard_schema,
+    write_arrow,
+    write_json,
+)
 from data_tools.texts import Item, filled
 from data_tools.tokenizer import PlainTextFrame, control_tokens, load_tokenizer, vocabulary_size
 
@@ -38,6 +46,8 @@ class Making:
     """The folder or URI; its tokenizer is already there."""
     fingerprint: str
     """Of the whole preparation, written into records."""
+    tokenizer: dict[str, str]
+    """BLAKE3 of the tokenizer's files."""
     template_date: date
     learning: Learning
     sources: tuple[SourceConfig, ...]
@@ -64,13 +74,22 @@ class _Tally:
 
 
 class DocumentMaker:
-    """Makes shards. Holds the tokenizer and nothing that changes: any unit, in any order, gives the same bytes."""
+    """Makes shards. Holds the tokenizer and nothing that changes: any unit, in any order, gives the same bytes.
+
+    Raises:
+        UserError: the tokenizer of the store is not the one that this preparation wrote.
+    """
 
     def __init__(self, making: Making) -> None:
         self._making = making
         self._store = worker_folder(making.store)
         self._mirror = Mirror(self._store)
         self._mirror.pull_folder("tokenizer")
+        if folder_digests(self._store / "tokenizer") != making.tokenizer:
+            raise UserError(
+                f"{making.store}/tokenizer is not the one that was written for this preparation; run the same command "
+                f"again, and no other for this store at the same time"
+            )
         for name in ("shards", "units"):
             (self._store / name).mkdir(exist_ok=True)
         tokenizer = load_tokenizer(str(self._store / "tokenizer"))

@@ -18,6 +18,7 @@ from data_tools.store import (
     INDEX_SCHEMA,
     MANIFEST,
     file_digest,
+    folder_digests,
     shard_name,
     write_arrow,
     write_json,
@@ -86,7 +87,7 @@ def write_store(
         ],
         "totals": _totals(records),
         "index": file_digest(folder / "index.arrow"),
-        "tokenizer": {path.name: file_digest(path) for path in sorted((folder / "tokenizer").iterdir())},
+        "tokenizer": folder_digests(folder / "tokenizer"),
         "proofs": proof_report([record.proved for record in records], sum(record.documents for record in records)),
         "shards": [
             {"file": shard_name(record.unit), "documents": record.documents, "blake3": record.blake3}

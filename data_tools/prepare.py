@@ -36,7 +36,7 @@ from data_tools.records import UnitRecord, read_record
 from data_tools.rejects import REJECTS
 from data_tools.samples import write_python_docs
 from data_tools.sources import SourceFiles, resolve_sources
-from data_tools.store import MANIFEST, TokenStore, write_json
+from data_tools.store import MANIFEST, TokenStore, folder_digests, write_json
 from data_tools.tokenizer import (
     PlainTextFrame,
     add_special_tokens,
@@ -109,6 +109,7 @@ def prepare(
         making = Making(
             store=mirror.uri or str(store.absolute()),
             fingerprint=fingerprint_of(settings),
+            tokenizer=folder_digests(store / "tokenizer"),
             template_date=config.template_date,
             learning=Learning.of(config),
             sources=given.configs,

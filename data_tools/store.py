@@ -137,6 +137,11 @@ def file_digest(path: Path) -> str:
     return hasher.hexdigest()
 
 
+def folder_digests(folder: Path) -> dict[str, str]:
+    """BLAKE3 of every file of a folder, by its name."""
+    return {path.name: file_digest(path) for path in sorted(folder.iterdir())}
+
+
 Fetch = Callable[[str], bool]
 """Sees to it that a file of the store is in its folder; whether it is."""
 

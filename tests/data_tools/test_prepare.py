@@ -23,7 +23,7 @@ from data_tools.piece_models import save_tokenizer
 from data_tools.prepare import prepare
 from data_tools.records import UnitRecord
 from data_tools.sources import resolve_sources
-from data_tools.store import TokenStore, atomically
+from data_tools.store import TokenStore, atomically, folder_digests
 from data_tools.tokenizer import CHATML, load_tokenizer
 from data_tools.units import work_units
 from tests.conftest import chats, write_jsonl
@@ -338,7 +338,10 @@ def test_a_unit_is_a_pure_function_of_its_rows(store: TokenStore, data_config: D
     (tmp_path / "units").mkdir()
     sources = tuple(source.model_copy(update={"format": "messages"}) for source in data_config.sources)
     engine = store.manifest["encoder"]
-    making = Making(str(tmp_path), store.fingerprint, data_config.template_date, Learning(), sources, engine, 1)
+    tokenizer = folder_digests(tmp_path / "tokenizer")
+    making = Making(
+        str(tmp_path), store.fingerprint, tokenizer, data_config.template_date, Learning(), sources, engine, 1
+    )
     maker = DocumentMaker(making)
     for unit in reversed(units):
         maker.make_shard(unit)
