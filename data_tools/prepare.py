@@ -237,6 +237,9 @@ def _tidy_up(mirror: Mirror, units: list[WorkUnit], fingerprint: str) -> set[int
 def _choose_engine(mirror: Mirror, tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: _Input) -> str:
     """Put the tokenizer in place, and choose what encodes."""
     store = mirror.folder
+    mirror.remove("tokenizer")
+    if (store / "tokenizer").exists():
+        shutil.rmtree(store / "tokenizer")  # whatever file of another one stays would be part of this one
     save_tokenizer(tokenizer, store / "tokenizer")
     mirror.push_folder("tokenizer")
     saved = load_tokenizer(str(store / "tokenizer"))

@@ -295,7 +295,10 @@ def test_objects_that_were_deleted_are_made_again(s3: str, tmp_path: Path, monke
     with pytest.raises(KeyboardInterrupt):
         prepare(config, local_folder("s3://chats/deleted"), killed)
     system.rm("chats/deleted", recursive=True)
+    system.pipe_file("chats/deleted/tokenizer/added_tokens.json", b"of an earlier tokenizer")
     prepare(config, local_folder("s3://chats/deleted")).verify()
+    system.invalidate_cache()
+    assert not system.exists("chats/deleted/tokenizer/added_tokens.json")
 
 
 def test_an_object_store_that_refuses(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

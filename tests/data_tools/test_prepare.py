@@ -121,6 +121,15 @@ def test_leftovers_of_other_settings_are_not_used(data_config: DataConfig, store
     assert content(tmp_path) == content(store.folder)
 
 
+def test_files_of_an_earlier_tokenizer_do_not_stay(data_config: DataConfig, store: TokenStore, tmp_path: Path) -> None:
+    """`added_tokens.json`, say, would change what `AutoTokenizer` loads."""
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data_config, tmp_path, _interrupt)
+    (tmp_path / "tokenizer" / "added_tokens.json").write_text("{}")
+    prepare(data_config, tmp_path)
+    assert content(tmp_path) == content(store.folder)
+
+
 def test_units_of_another_cut_are_made_again(chat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another version of the code may cut files elsewhere, into more units; the settings are the same."""
     first = write_jsonl(tmp_path / "first.jsonl", chats(20))
