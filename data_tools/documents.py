@@ -19,8 +19,9 @@ from data_tools.formats import Conversation, PlainText, RowReader, Tokens
 from data_tools.mirror import Mirror, worker_folder
 from data_tools.proofs import Proofs
 from data_tools.readers import Row, WorkUnit, read_blocks, read_rows
-from data_tools.records import UnitRecord, index_name, read_record, record_name
+from data_tools.records import UnitRecord, index_name, is_whole, read_record, record_name
 from data_tools.rejects import Reject, UnitRejects, unit_rejects, writing_rejects
+from data_tools.sealed import write_sealed
 from data_tools.shard_batch import index_batch, shard_batch
 from data_tools.store import (
     INDEX_SCHEMA,
@@ -29,7 +30,6 @@ from data_tools.store import (
     shard_name,
     shard_schema,
     write_arrow,
-    write_json,
 )
 from data_tools.texts import Item, filled
 from data_tools.tokenizer import PlainTextFrame, control_tokens, load_tokenizer, vocabulary_size
@@ -111,7 +111,7 @@ class DocumentMaker:
     def make_shard(self, unit: WorkUnit) -> UnitRecord:
         """Read, render, encode and write one unit; finished units are left as they are."""
         store = self._store
-        if (finished := read_record(self._mirror, unit, self._making.fingerprint)) and self._is_there(finished):
+        if (finished := read_record(self._mirror, unit, self._making.fingerprint)) and is_whole(self._mirror, finished):
             return finished
         proofs, shard = Proofs(self._template, self._encoder), store / shard_name(unit.number)
         with writing_rejects(store / unit_rejects(unit.number)) as rejects:
@@ -119,6 +119,8 @@ class DocumentMaker:
             write_arrow(shard, self._schema, self._batches(unit, tally, proofs))
         index = pa.Table.from_batches(tally.index, INDEX_SCHEMA).combine_chunks()
         write_arrow(store / index_name(unit.number), INDEX_SCHEMA, index.to_batches())
+        files = [shard_name(unit.number), index_name(unit.number)]
+        files += [unit_rejects(unit.number)] if rejects.counts else []
         record = UnitRecord(
             fingerprint=self._making.fingerprint,
             cut=unit,
@@ -130,20 +132,13 @@ class DocumentMaker:
             proved=proofs.counts(tally.conversations),
             rejected=rejects.counts["rejected"],
             dropped=rejects.counts["dropped"],
-            blake3=file_digest(shard),
+            blake3={name: file_digest(store / name) for name in files},
         )
-        write_json(store / record_name(unit.number), asdict(record))
-        self._mirror.push(*record.files, record_name(unit.number))
+        write_sealed(store / record_name(unit.number), asdict(record))
+        self._mirror.push(*files, record_name(unit.number))
         if self._mirror.uri:
             shard.unlink()  # it is there, and may be one of very many
         return record
-
-    def _is_there(self, record: UnitRecord) -> bool:
-        """Whether the shard is what its record says; one in an object store is compared when it comes down."""
-        files = [self._store / name for name in record.files]
-        return bool(self._mirror.uri) or (
-            all(file.exists() for file in files) and file_digest(files[0]) == record.blake3
-        )
 
     def _batches(self, unit: WorkUnit, tally: _Tally, proofs: Proofs) -> Iterator[pa.RecordBatch]:
         """The unit's documents, some megabytes of text at a time."""

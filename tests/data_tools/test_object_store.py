@@ -182,10 +182,13 @@ def test_a_store_in_an_object_store(s3: str, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UserError, match=r"is not finished|does not exist"):
         open_store(local_folder("s3://chats/tokens"))
     monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path / "second"))
-    fsspec.filesystem("s3").pipe_file("chats/tokens/shards/00099.arrow", b"of files that were cut into more units")
+    system = fsspec.filesystem("s3")
+    system.pipe_file("chats/tokens/shards/00099.arrow", b"of files that were cut into more units")
+    index = bytearray(system.cat_file("chats/tokens/units/00001.arrow"))
+    index[len(index) // 2] ^= 1
+    system.pipe_file("chats/tokens/units/00001.arrow", bytes(index))
     made: list[int] = []
     prepare(config, local_folder("s3://chats/tokens/"), lambda record, rows: made.append(record.unit))
-    system = fsspec.filesystem("s3")
     system.invalidate_cache()
     objects = {key.removeprefix("chats/tokens/"): system.cat_file(key) for key in system.find("chats/tokens")}
     there = {name: data for name, data in content(plain.folder).items() if not name.startswith("sample/")}

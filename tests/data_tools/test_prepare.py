@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -238,7 +239,7 @@ def test_records_do_not_grow_with_rejects(tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             prepare(config(file, max_reject_fraction=1, rows_per_shard=9999), tmp_path / f"{count}", _interrupt)
         (record,) = (tmp_path / f"{count}" / "units").glob("*.json")
-        assert json.loads(record.read_text())["rejected"] == count
+        assert json.loads(record.read_text())["content"]["rejected"] == count
         sizes.append(record.stat().st_size)
     assert sizes[1] - sizes[0] < 20
 
@@ -386,6 +387,63 @@ def test_the_same_tokens_asked_for_in_other_words_are_the_same_store(
     opened = prepare(other, tmp_path)
     assert opened.manifest["asked"] == other.asked() != store.manifest["asked"]
     assert opened.fingerprint == store.fingerprint
+
+
+def interrupted_after(unit: int) -> Callable[[UnitRecord, int], None]:
+    def interrupt(record: UnitRecord, rows: int) -> None:
+        if record.unit == unit:
+            raise KeyboardInterrupt
+
+    return interrupt
+
+
+def flip(path: Path) -> None:
+    """One bit of a file, in its middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["shards/00001.arrow", "units/00001.arrow", "units/00001.rejects.jsonl"])
+def test_a_changed_byte_in_a_finished_unit_makes_it_again(name: str, tmp_path: Path) -> None:
+    few = config(with_rejects(tmp_path), max_reject_fraction=0.5, rows_per_shard=16)
+    alone = prepare(few, tmp_path / "alone")
+    with pytest.raises(KeyboardInterrupt):
+        prepare(few, tmp_path / "tokens", interrupted_after(2))
+    flip(tmp_path / "tokens" / name)
+    prepare(few, tmp_path / "tokens")
+    assert content(tmp_path / "tokens") == content(alone.folder)
+
+
+@pytest.mark.parametrize("name", ["units/00001.arrow", "units/00001.rejects.jsonl"])
+def test_a_byte_that_changes_before_units_are_joined_is_noticed(name: str, tmp_path: Path) -> None:
+    few = config(with_rejects(tmp_path), max_reject_fraction=0.5, rows_per_shard=16)
+
+    def harm(record: UnitRecord, rows: int) -> None:
+        if record.unit == 3:
+            flip(tmp_path / "tokens" / name)
+
+    with pytest.raises(UserError, match=rf"tokens/{name} is not what was written; run the same command again"):
+        prepare(few, tmp_path / "tokens", harm)
+    assert not (tmp_path / "tokens" / "manifest.json").exists()
+    prepare(few, tmp_path / "tokens").verify()
+    assert content(tmp_path / "tokens") == content(prepare(few, tmp_path / "alone").folder)
+
+
+@pytest.mark.parametrize("harm", ["{}", "[]", "null", "3", '{"content": {}, "sha256": 1}', "half", "bit", "bytes"])
+def test_a_record_that_is_damaged_in_any_way_makes_its_unit_again(
+    harm: str, data_config: DataConfig, store: TokenStore, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data_config, tmp_path, interrupted_after(2))
+    record = tmp_path / "units" / "00001.json"
+    whole = record.read_bytes()
+    digit = whole.index(b'"tokens": ') + len(b'"tokens": ')
+    damaged = {"half": whole[: len(whole) // 2], "bytes": b"\xff\xfe"}
+    damaged["bit"] = whole[:digit] + bytes([whole[digit] ^ 1]) + whole[digit + 1 :]
+    record.write_bytes(damaged.get(harm, harm.encode()))
+    prepare(data_config, tmp_path)
+    assert content(tmp_path) == content(store.folder)
 
 
 def test_a_record_does_not_vouch_for_a_shard_that_is_gone(chat_file: Path, tmp_path: Path) -> None:
