@@ -32,7 +32,7 @@ from data_tools.piece_models import save_tokenizer
 from data_tools.pinned import check_sources, check_tokenizer
 from data_tools.proofs import sampled_every
 from data_tools.readers import WorkUnit, read_rows
-from data_tools.records import UnitRecord, read_record
+from data_tools.records import UnitRecord
 from data_tools.rejects import REJECTS
 from data_tools.samples import write_python_docs
 from data_tools.sources import SourceFiles, resolve_sources
@@ -47,6 +47,7 @@ from data_tools.tokenizer import (
     tokenizer_digest,
     train_tokenizer,
 )
+from data_tools.unfinished import remove_half_written, tidy_up
 from data_tools.units import work_units
 
 IN_PROCESS_ROWS = 50_000
@@ -102,9 +103,11 @@ def prepare(
         mirror = Mirror(store)
         with mirror.locked():
             finished = mirror.refresh()
+        if not (finished and mirror.uri):  # others, who read a finished store, write in its copy
+            remove_half_written(store)
         if finished:
             return _reopen(mirror, config, given.sources, settings)
-        kept = _tidy_up(mirror, given.units, fingerprint_of(settings))
+        kept = tidy_up(mirror, given.units, fingerprint_of(settings))
         engine = _choose_engine(mirror, tokenizer, config, given)
         making = Making(
             store=mirror.uri or str(store.absolute()),
@@ -218,19 +221,6 @@ def _reopen(mirror: Mirror, config: DataConfig, sources: list[SourceFiles], sett
         write_json(store / MANIFEST, {**finished.manifest, **now})
         mirror.push(MANIFEST)
         finished = open_store(store)
-    return finished
-
-
-def _tidy_up(mirror: Mirror, units: list[WorkUnit], fingerprint: str) -> set[int]:
-    """Clear away what other settings left unfinished; the units that these settings have finished."""
-    finished = {unit.number for unit in units if read_record(mirror, unit, fingerprint)}
-    for folder in (mirror.folder / "shards", mirror.folder / "units"):
-        if not finished:
-            shutil.rmtree(folder, ignore_errors=True)
-            mirror.remove(folder.name)
-        folder.mkdir(exist_ok=True)
-        for leftover in folder.glob(".*.tmp"):
-            leftover.unlink()
     return finished
 
 

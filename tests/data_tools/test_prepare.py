@@ -1,6 +1,7 @@
 """The store: the same bytes whoever makes it, whatever interrupts it; every row accounted for."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -109,6 +110,32 @@ def test_a_store_with_other_settings_is_not_touched(store: TokenStore, data_conf
     with pytest.raises(UserError, match=r"other settings \(data.template_date: 2025-01-01 -> 2030-01-01\)"):
         prepare(data_config.model_copy(update={"template_date": date(2030, 1, 1)}), store.folder)
     assert content(store.folder) == before
+
+
+def _killed_while_writing(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with atomically(path) as temporary:
+        temporary.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_half_written_files_do_not_stay(
+    finished: bool, data_config: DataConfig, store: TokenStore, tmp_path: Path
+) -> None:
+    """SIGKILL while a file is written, of an unfinished store and of one whose manifest is written anew."""
+    if finished:
+        shutil.copytree(store.folder, tmp_path, dirs_exist_ok=True)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            prepare(data_config, tmp_path, _interrupt)
+    for name in ("manifest.json", "index.arrow", "sample/python_docs.jsonl", "shards/00001.arrow"):
+        killed = multiprocessing.get_context("fork").Process(target=_killed_while_writing, args=[tmp_path / name])
+        killed.start()
+        killed.join()
+    assert len(list(tmp_path.rglob(".*.tmp"))) == 4
+    prepare(data_config, tmp_path)
+    assert content(tmp_path) == content(store.folder)
 
 
 def test_leftovers_of_other_settings_are_not_used(data_config: DataConfig, store: TokenStore, tmp_path: Path) -> None:
