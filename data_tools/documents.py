@@ -21,7 +21,7 @@ from data_tools.proofs import Proofs
 from data_tools.readers import Row, WorkUnit, read_blocks, read_rows
 from data_tools.records import UnitRecord, index_name, is_whole, read_record, record_name
 from data_tools.rejects import Reject, UnitRejects, unit_rejects, writing_rejects
-from data_tools.sealed import write_sealed
+from data_tools.sealed import seal
 from data_tools.shard_batch import index_batch, shard_batch
 from data_tools.store import (
     INDEX_SCHEMA,
@@ -30,6 +30,7 @@ from data_tools.store import (
     shard_name,
     shard_schema,
     write_arrow,
+    write_json,
 )
 from data_tools.texts import Item, filled
 from data_tools.tokenizer import PlainTextFrame, control_tokens, load_tokenizer, vocabulary_size
@@ -134,7 +135,7 @@ class DocumentMaker:
             dropped=rejects.counts["dropped"],
             blake3={name: file_digest(store / name) for name in files},
         )
-        write_sealed(store / record_name(unit.number), asdict(record))
+        write_json(store / record_name(unit.number), seal(asdict(record)))
         self._mirror.push(*files, record_name(unit.number))
         if self._mirror.uri:
             shard.unlink()  # it is there, and may be one of very many

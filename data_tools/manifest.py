@@ -21,7 +21,7 @@ from data_tools.store import (
     folder_digests,
     shard_name,
     write_arrow,
-    write_json,
+    write_manifest,
 )
 from data_tools.tokenizer import vocabulary_size
 
@@ -95,7 +95,7 @@ def write_store(
         ],
     }
     _keep_only(store, [shard["file"] for shard in manifest["shards"]])
-    write_json(folder / MANIFEST, manifest)
+    write_manifest(folder, manifest)
     store.push("index.arrow", MANIFEST)
     store.remove("units")
     shutil.rmtree(folder / "units")

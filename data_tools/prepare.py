@@ -36,7 +36,7 @@ from data_tools.records import UnitRecord
 from data_tools.rejects import REJECTS
 from data_tools.samples import write_python_docs
 from data_tools.sources import SourceFiles, resolve_sources
-from data_tools.store import MANIFEST, TokenStore, folder_digests, write_json
+from data_tools.store import MANIFEST, TokenStore, folder_digests, write_manifest
 from data_tools.tokenizer import (
     PlainTextFrame,
     add_special_tokens,
@@ -218,7 +218,7 @@ def _reopen(mirror: Mirror, config: DataConfig, sources: list[SourceFiles], sett
         "sources": [{**facts, "configured": source.configured} for facts, source in zip(made, sources, strict=True)],
     }
     if any(finished.manifest[key] != value for key, value in now.items()):
-        write_json(store / MANIFEST, {**finished.manifest, **now})
+        write_manifest(store, {**finished.manifest, **now})
         mirror.push(MANIFEST)
         finished = open_store(store)
     return finished

@@ -10,7 +10,7 @@ from data_tools.errors import UserError
 from data_tools.mirror import Mirror
 from data_tools.readers import WorkUnit
 from data_tools.rejects import unit_rejects
-from data_tools.sealed import read_sealed
+from data_tools.sealed import is_sealed, read_object
 from data_tools.store import file_digest, shard_name
 
 
@@ -71,12 +71,13 @@ def read_record(store: Mirror, unit: WorkUnit, fingerprint: str) -> UnitRecord |
     # Of an object store only what is there counts: a copy here may be of a store that was deleted since.
     if not store.pull(record_name(unit.number), again=True):
         return None
-    facts = read_sealed(store.folder / record_name(unit.number))
-    if facts is None or facts.keys() != {field.name for field in fields(UnitRecord)}:
+    facts = read_object(store.folder / record_name(unit.number))
+    names = {field.name for field in fields(UnitRecord)}
+    if facts is None or not is_sealed(facts) or not names < facts.keys():
         return None  # damaged, or of another version: the unit is made again
     if (facts["fingerprint"], facts["cut"]) != (fingerprint, asdict(unit)):
         return None
-    return UnitRecord(**{**facts, "cut": unit})
+    return UnitRecord(**{**{name: facts[name] for name in names}, "cut": unit})
 
 
 def is_whole(store: Mirror, record: UnitRecord) -> bool:

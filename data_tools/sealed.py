@@ -1,28 +1,33 @@
-"""JSON files that tell when they are damaged: who crashes may leave any bytes in a file written last."""
+"""JSON files that tell when they are damaged: a machine or a copy that breaks off may leave any bytes."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_tools.store import write_json
+_HASH = "hash"
 
 
-def write_sealed(path: Path, content: dict[str, Any]) -> None:
-    """Write an object with its checksum, atomically."""
-    write_json(path, {"content": content, "sha256": _digest(content)})
+def seal(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The same facts with their checksum, `hash`."""
+    return {**facts, _HASH: _digest(facts)}
 
 
-def read_sealed(path: Path) -> dict[str, Any] | None:
-    """What `write_sealed` wrote, to the last letter; None: something else is there."""
+def is_sealed(facts: Mapping[str, Any]) -> bool:
+    """Whether facts that were read are those that were sealed, to the last digit."""
+    return facts.get(_HASH) == _digest(facts)
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, sealed or not; None: something else is there."""
     try:
-        sealed = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    if not isinstance(sealed, dict) or not isinstance(content := sealed.get("content"), dict):
-        return None
-    return content if sealed.get("sha256") == _digest(content) else None
+    return facts if isinstance(facts, dict) else None
 
 
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _digest(facts: Mapping[str, Any]) -> str:
+    others = {key: value for key, value in facts.items() if key != _HASH}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()

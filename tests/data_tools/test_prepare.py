@@ -138,6 +138,29 @@ def test_half_written_files_do_not_stay(
     assert content(tmp_path) == content(store.folder)
 
 
+def test_a_store_of_another_format_says_what_to_do(store: TokenStore, data_config: DataConfig, tmp_path: Path) -> None:
+    shutil.copytree(store.folder, tmp_path, dirs_exist_ok=True)
+    manifest = {**store.manifest, "format_version": 1}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    for look in (lambda: prepare(data_config, tmp_path), lambda: open_store(tmp_path)):
+        with pytest.raises(UserError, match=r"has format 1, .* reads \d+; keep it and give another") as error:
+            look()
+        assert str(error.value).endswith("name=NAME or data.store=FOLDER, or delete it; then run `shardtune prepare`")
+
+
+@pytest.mark.parametrize("harm", ["", "{", "{}", "[]", "null", '"x"', "digit", "byte"])
+def test_a_manifest_that_is_damaged_in_any_way_is_one_line(
+    harm: str, store: TokenStore, data_config: DataConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(store.folder, tmp_path, dirs_exist_ok=True)
+    whole = (tmp_path / "manifest.json").read_bytes()
+    damaged = {"digit": whole.replace(b'"documents": 64', b'"documents": 65', 1), "byte": b"\xff" + whole[1:]}
+    (tmp_path / "manifest.json").write_bytes(damaged.get(harm, harm.encode()))
+    for look in (lambda: prepare(data_config, tmp_path), lambda: open_store(tmp_path)):
+        with pytest.raises(UserError, match=r"manifest\.json is damaged; copy it again, or delete "):
+            look()
+
+
 def test_leftovers_of_other_settings_are_not_used(data_config: DataConfig, store: TokenStore, tmp_path: Path) -> None:
     """Finished units of a preparation with another date, killed before its manifest: all are made again."""
     other = data_config.model_copy(update={"template_date": date(2030, 1, 1)})
@@ -266,7 +289,7 @@ def test_records_do_not_grow_with_rejects(tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             prepare(config(file, max_reject_fraction=1, rows_per_shard=9999), tmp_path / f"{count}", _interrupt)
         (record,) = (tmp_path / f"{count}" / "units").glob("*.json")
-        assert json.loads(record.read_text())["content"]["rejected"] == count
+        assert json.loads(record.read_text())["rejected"] == count
         sizes.append(record.stat().st_size)
     assert sizes[1] - sizes[0] < 20
 
@@ -457,7 +480,7 @@ def test_a_byte_that_changes_before_units_are_joined_is_noticed(name: str, tmp_p
     assert content(tmp_path / "tokens") == content(prepare(few, tmp_path / "alone").folder)
 
 
-@pytest.mark.parametrize("harm", ["{}", "[]", "null", "3", '{"content": {}, "sha256": 1}', "half", "bit", "bytes"])
+@pytest.mark.parametrize("harm", ["{}", "[]", "null", "3", '{"hash": 1}', "half", "bit", "bytes"])
 def test_a_record_that_is_damaged_in_any_way_makes_its_unit_again(
     harm: str, data_config: DataConfig, store: TokenStore, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from data_tools.inspect import Inspection, inspect_store
-from data_tools.store import TokenStore
+from data_tools.store import TokenStore, write_manifest
 from launcher.cli import main
 from launcher.config import load_run, save_run
 from launcher.show_store import show_store
@@ -200,7 +200,7 @@ def test_what_prepare_may_tell_of_a_source_is_shown(store: TokenStore, tmp_path:
     made = write_store(tmp_path / "s", store, [{"ids": [5, 6], "runs": [1, 1]}])
     facts = json.loads((made.folder / "manifest.json").read_text(encoding="utf-8"))
     facts["sources"][0] |= {"format": "sharegpt", "notes": ["2 rows had no system message", "one was empty"]}
-    (made.folder / "manifest.json").write_text(json.dumps(facts), encoding="utf-8")
+    write_manifest(made.folder, facts)
     found = inspect_store(TokenStore(made.folder), None, 1)
     assert "made (sharegpt; 2 rows had no system message; one was empty)" in screen(found, width=200)
     assert found.as_json()["sources"][0]["format"] == "sharegpt"
