@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from data_tools.inspect import visible
+from data_tools.mirror import naming_damage
 from data_tools.plan import PackPlan, PlanSettings
 from data_tools.rejects import REJECTS, reject_reasons
 from data_tools.store import TokenStore
@@ -78,13 +79,12 @@ def plan_facts(plan: PackPlan, store: TokenStore, ranks: int, packs_per_micro_ba
     """What a plan comes to, for people and for `--json`; without a complete step its imbalance is None."""
     sources = plan.facts["sources"]
     tokens, trained = int(plan.train.tokens.sum()), int(plan.train.trained.sum())
+    with naming_damage(store.folder):
+        reasons = reject_reasons(store.file(REJECTS))
     return {
         "plan": str(plan.folder),
         **{key: store.manifest["totals"][key] for key in ("rows_in", "rows_out", "rejected", "dropped")},
-        "reasons": [
-            {"count": reason.count, "kind": reason.kind, "reason": reason.reason}
-            for reason in reject_reasons(store.file(REJECTS))
-        ],
+        "reasons": [{"count": reason.count, "kind": reason.kind, "reason": reason.reason} for reason in reasons],
         "packs": len(plan.train),
         "validation_packs": len(plan.validation),
         "fill": round(plan.fill, 5),

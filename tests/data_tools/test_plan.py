@@ -1,5 +1,6 @@
 """Steps are the same documents on any number of ranks; every document comes once an epoch."""
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +110,36 @@ def test_a_damaged_plan_is_made_again(store: TokenStore, tmp_path: Path) -> None
     (tmp_path / "train.arrow").write_bytes(damaged)
     assert make_plan(store, SETTINGS, tmp_path).hash == made.hash
     assert (tmp_path / "train.arrow").read_bytes() == whole
+
+
+@pytest.mark.parametrize("harm", ["", "{}", "[]", "null", "digit", "half"])
+def test_a_damaged_record_of_a_plan_is_one_line_and_made_again(harm: str, store: TokenStore, tmp_path: Path) -> None:
+    make_plan(store, SETTINGS, tmp_path)
+    whole = (tmp_path / "plan.json").read_bytes()
+    damaged = {"digit": whole.replace(b'"seed": 3', b'"seed": 7'), "half": whole[: len(whole) // 2]}
+    (tmp_path / "plan.json").write_bytes(damaged.get(harm, harm.encode()))
+    with pytest.raises(UserError, match=r"plan\.json is damaged; delete it and run `shardtune plan` with the same"):
+        PackPlan(tmp_path)
+    make_plan(store, SETTINGS, tmp_path)
+    assert (tmp_path / "plan.json").read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["train.arrow", "validation.arrow"])
+@pytest.mark.parametrize("harm", ["gone", "empty", "half", "other"])
+def test_damaged_packs_are_one_line(name: str, harm: str, store: TokenStore, tmp_path: Path) -> None:
+    make_plan(store, SETTINGS, tmp_path)
+    path = tmp_path / name
+    whole = path.read_bytes()
+    path.write_bytes({"half": whole[: len(whole) // 2]}.get(harm, b""))
+    if harm == "gone":
+        path.unlink()
+    if harm == "other":
+        shutil.copy(store.folder / "index.arrow", path)
+    with pytest.raises(UserError, match=rf"{name} is damaged; run `shardtune plan` with the same") as error:
+        PackPlan(tmp_path)
+    assert "\n" not in str(error.value)
+    make_plan(store, SETTINGS, tmp_path)
+    assert path.read_bytes() == whole
 
 
 def test_equal_conversations_never_fall_on_both_sides(store: TokenStore, plan: PackPlan) -> None:

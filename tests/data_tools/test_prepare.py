@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +143,9 @@ def test_a_store_of_another_format_says_what_to_do(store: TokenStore, data_confi
     shutil.copytree(store.folder, tmp_path, dirs_exist_ok=True)
     manifest = {**store.manifest, "format_version": 1}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    for look in (lambda: prepare(data_config, tmp_path), lambda: open_store(tmp_path)):
+    for look in (partial(prepare, data_config), open_store):
         with pytest.raises(UserError, match=r"has format 1, .* reads \d+; keep it and give another") as error:
-            look()
+            look(tmp_path)
         assert str(error.value).endswith("name=NAME or data.store=FOLDER, or delete it; then run `shardtune prepare`")
 
 
@@ -156,9 +157,9 @@ def test_a_manifest_that_is_damaged_in_any_way_is_one_line(
     whole = (tmp_path / "manifest.json").read_bytes()
     damaged = {"digit": whole.replace(b'"documents": 64', b'"documents": 65', 1), "byte": b"\xff" + whole[1:]}
     (tmp_path / "manifest.json").write_bytes(damaged.get(harm, harm.encode()))
-    for look in (lambda: prepare(data_config, tmp_path), lambda: open_store(tmp_path)):
+    for look in (partial(prepare, data_config), open_store):
         with pytest.raises(UserError, match=r"manifest\.json is damaged; copy it again, or delete "):
-            look()
+            look(tmp_path)
 
 
 def test_leftovers_of_other_settings_are_not_used(data_config: DataConfig, store: TokenStore, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`shardtune plan` says what training will see, and fails when that is not what was asked for."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,31 @@ def test_a_model_of_a_hub_that_nobody_answers_for_is_one_line(plan: Any, monkeyp
     (said,) = [line for line in shown.splitlines() if line.startswith("error: ")]
     assert said.startswith("error: model.path: org/none is no folder here, and the hub cannot be reached (")
     assert said.endswith("check the path, or run `shardtune fetch CONFIG` on a machine with network")
+
+
+def test_damaged_files_are_one_line(plan: Any, store: TokenStore, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "tiny"
+    assert plan()[0] == 0
+    whole = (run / "plan" / "plan.json").read_bytes()
+    checkpoint = run / "checkpoints" / "step-00000004"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "commit.json").write_text("{}")
+    (run / "plan" / "plan.json").write_text("{")
+    code, _, shown = plan()
+    assert (code, len(shown.splitlines())) == (1, 1)
+    assert shown.startswith(f"error: {run / 'plan' / 'plan.json'} is damaged; delete it and run `shardtune plan`")
+    (run / "plan" / "plan.json").unlink()
+    assert plan()[0] == 0
+    assert (run / "plan" / "plan.json").read_bytes() == whole
+    (run / "run.yaml").write_text("model: [")
+    code, _, shown = plan()
+    assert (code, len(shown.splitlines())) == (1, 1)
+    assert shown.startswith(f"error: {run / 'run.yaml'}: line ") and "--debug" not in shown
+    shutil.copytree(store.folder, tmp_path / "copy")
+    (tmp_path / "copy" / "rejects.jsonl").write_text("{")
+    code, _, shown = plan("name=other", f"data.store={tmp_path / 'copy'}")
+    assert code == 1
+    assert shown.splitlines()[-1].startswith(f"error: the token store {tmp_path / 'copy'} is damaged (")
 
 
 @pytest.mark.parametrize(
