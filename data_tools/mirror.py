@@ -175,6 +175,12 @@ class Mirror:
             for path in self._list(name):
                 self.pull(f"{name}/{path.rpartition('/')[2]}")
 
+    def names(self, folder: str) -> set[str]:
+        """The files of a folder of the store, wherever that is."""
+        if self.uri:
+            return {path.rpartition("/")[2] for path in self._list(folder)}
+        return {path.name for path in (self.folder / folder).glob("*")}
+
     def remove(self, name: str, keep: Collection[str] = ()) -> None:
         """Delete the files of a folder there, but for some."""
         kept = {f"{self._root}/{file}" for file in keep}

@@ -47,7 +47,7 @@ from data_tools.tokenizer import (
     tokenizer_digest,
     train_tokenizer,
 )
-from data_tools.unfinished import remove_half_written, tidy_up
+from data_tools.unfinished import Leftovers, begin, find_leftovers, remove_half_written
 from data_tools.units import work_units
 
 IN_PROCESS_ROWS = 50_000
@@ -56,8 +56,8 @@ IN_PROCESS_ROWS = 50_000
 SAMPLE_ROWS = 16
 """Rows of each source on which a fast encoder must agree with the tokenizer before it is used."""
 
-OnStart = Callable[[set[int]], None]
-"""Called once, before the first unit is made, with the numbers of those that an earlier preparation finished."""
+OnStart = Callable[[Leftovers], None]
+"""Called once, before the first unit is made and any is cleared away, with what an earlier preparation finished."""
 OnUnit = Callable[[UnitRecord, int], None]
 """Called with each finished unit and the number of rows of all units."""
 
@@ -77,7 +77,7 @@ def prepare(
     store: Path,
     on_unit: OnUnit = lambda record, total: None,
     lock_file: Path | None = None,
-    on_start: OnStart = lambda kept: None,
+    on_start: OnStart = lambda left: None,
 ) -> TokenStore:
     """Make the token store, or finish it; a finished store with the same settings is only opened.
 
@@ -86,7 +86,7 @@ def prepare(
         store: the folder to write.
         on_unit: told about progress.
         lock_file: pins what is on the hub, where `fetch` wrote it.
-        on_start: told what is done already.
+        on_start: told what is done already, and what of it is of no use.
 
     Raises:
         UserError: an input is missing or empty, too many rows are rejected, no row became a document, a proof of the
@@ -107,7 +107,8 @@ def prepare(
             remove_half_written(store)
         if finished:
             return _reopen(mirror, config, given.sources, settings)
-        kept = tidy_up(mirror, given.units, fingerprint_of(settings))
+        made_with = {"asked": config.asked(), "settings": settings}
+        left = find_leftovers(mirror, given.units, made_with)
         engine = _choose_engine(mirror, tokenizer, config, given)
         making = Making(
             store=mirror.uri or str(store.absolute()),
@@ -119,9 +120,10 @@ def prepare(
             engine=engine,
             sampled_every=sampled_every(sum(unit.rows for unit in given.units)),
         )
-        on_start(kept)
+        on_start(left)
+        begin(mirror, left, made_with)
         records = _make_shards(mirror, config, making, given.units, on_unit)
-        facts = {"asked": config.asked(), "settings": settings, "encoder": engine}
+        facts = {**made_with, "encoder": engine}
         write_store(mirror, given.sources, given.configs, records, tokenizer, facts)
         return open_store(store)
 

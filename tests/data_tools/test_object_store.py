@@ -177,8 +177,13 @@ def test_a_store_in_an_object_store(s3: str, tmp_path: Path, monkeypatch: pytest
         if record.unit == 1:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        prepare(config, local_folder("s3://chats/tokens"), killed)
+    told: list[str | None] = []
+    for other in (config.model_copy(update={"train_on": "all"}), config):
+        with pytest.raises(KeyboardInterrupt):
+            store = local_folder("s3://chats/tokens")
+            prepare(other, store, killed, on_start=lambda left: told.append(left.told))
+    again = "2 finished units of an earlier preparation are made again: data.train_on: all -> assistant"
+    assert told == [None, again]
     with pytest.raises(UserError, match=r"is not finished|does not exist"):
         open_store(local_folder("s3://chats/tokens"))
     monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path / "second"))

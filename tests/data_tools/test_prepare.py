@@ -167,10 +167,51 @@ def test_leftovers_of_other_settings_are_not_used(data_config: DataConfig, store
     other = data_config.model_copy(update={"template_date": date(2030, 1, 1)})
     with pytest.raises(KeyboardInterrupt):
         prepare(other, tmp_path, _interrupt)
-    assert len(list((tmp_path / "units").glob("*.json"))) == 1
+    assert len(list((tmp_path / "units").glob("[0-9]*.json"))) == 1
     (tmp_path / "shards" / "00000.arrow").write_bytes(b"of other settings")
     prepare(data_config, tmp_path)
     assert content(tmp_path) == content(store.folder)
+
+
+def test_finished_units_that_are_made_again_are_told_with_the_reason(
+    data_config: DataConfig, chat_file: Path, tmp_path: Path
+) -> None:
+    told: list[str | None] = []
+
+    def again(unit: int, **changes: Any) -> str | None:
+        """What is told at the start of a preparation that is interrupted after a unit."""
+        with pytest.raises(KeyboardInterrupt):
+            changed = data_config.model_copy(update=changes)
+            prepare(changed, tmp_path, interrupted_after(unit), on_start=lambda left: told.append(left.told))
+        return told.pop()
+
+    assert again(1) is None
+    assert again(1) is None, "the same settings keep them"
+    (tmp_path / "units" / "00001.json").write_text("{}")
+    assert again(2) == (
+        "1 finished unit of an earlier preparation is made again: it is damaged, or another version of shardtune cut "
+        "the files elsewhere"
+    )
+    two = "finished units of an earlier preparation are made again: "
+    assert again(1, template_date=date(2030, 1, 1), train_on="all") == (
+        f"3 {two}data.template_date: 2025-01-01 -> 2030-01-01, data.train_on: assistant -> all"
+    )
+    assert again(0) == f"2 {two}data.template_date: 2030-01-01 -> 2025-01-01, data.train_on: all -> assistant"
+    (tmp_path / "units" / "settings.json").write_text("{")
+    assert again(0, train_headers=True) == (
+        "1 finished unit of an earlier preparation is made again: its settings are not known any more"
+    )
+
+
+def test_units_are_not_thrown_away_by_a_preparation_that_cannot_begin(data_config: DataConfig, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data_config, tmp_path, interrupted_after(1))
+    (tmp_path / "broken.jinja").write_text("{% if %}")
+    with pytest.raises(UserError):
+        prepare(data_config.model_copy(update={"chat_template": str(tmp_path / "broken.jinja")}), tmp_path)
+    kept: list[set[int]] = []
+    prepare(data_config, tmp_path, on_start=lambda left: kept.append(left.kept))
+    assert kept == [{0, 1}]
 
 
 def test_files_of_an_earlier_tokenizer_do_not_stay(data_config: DataConfig, store: TokenStore, tmp_path: Path) -> None:
@@ -289,7 +330,7 @@ def test_records_do_not_grow_with_rejects(tmp_path: Path) -> None:
         file = write_jsonl(tmp_path / f"{count}.jsonl", [*chats(4), *[{"messages": [1]}] * count])
         with pytest.raises(KeyboardInterrupt):
             prepare(config(file, max_reject_fraction=1, rows_per_shard=9999), tmp_path / f"{count}", _interrupt)
-        (record,) = (tmp_path / f"{count}" / "units").glob("*.json")
+        (record,) = (tmp_path / f"{count}" / "units").glob("[0-9]*.json")
         assert json.loads(record.read_text())["rejected"] == count
         sizes.append(record.stat().st_size)
     assert sizes[1] - sizes[0] < 20
