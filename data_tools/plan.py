@@ -70,15 +70,17 @@ def make_plan(store: TokenStore, settings: PlanSettings, folder: Path) -> "PackP
     mixture = mix(index, tokens, shares, settings)
     sources = source_facts(index, tokens, mixture, [source["name"] for source in store.manifest["sources"]])
     _check_mixture(sources, store, settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / PLAN).unlink(missing_ok=True)
-    files, lost = {}, {}
+    batches, lost = {}, {}
     for name, times in {"train": mixture.times, "validation": mixture.validation.astype(np.uint32)}.items():
         repeated = _repeated(pieces, times, index["digest"], settings.seed)
-        batch = _pack_batch(store, repeated, settings)
+        batches[name] = batch = _pack_batch(store, repeated, settings)
         lost[name] = int(repeated.lengths.sum(dtype=np.int64) - batch.column("tokens").to_numpy().sum(dtype=np.int64))
-        write_arrow(folder / f"{name}.arrow", batch.schema, [batch])
-        files[name] = file_digest(folder / f"{name}.arrow")
+    if not len(batches["train"]):
+        raise UserError(
+            f"data.packing={settings.packing}: no row of data.max_length={settings.max_length} tokens has anything to "
+            f"learn; raise it, or set data.packing=best_fit"
+        )
+    files = _write_packs(folder, batches)
     facts = {
         "format_version": FORMAT_VERSION,
         "store": store.fingerprint,
@@ -92,6 +94,15 @@ def make_plan(store: TokenStore, settings: PlanSettings, folder: Path) -> "PackP
     }
     write_json(folder / PLAN, seal(facts))
     return PackPlan(folder)
+
+
+def _write_packs(folder: Path, batches: dict[str, pa.RecordBatch]) -> dict[str, str]:
+    """Their checksums by name; who is killed here leaves no plan beside packs that it is not of."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PLAN).unlink(missing_ok=True)
+    for name, batch in batches.items():
+        write_arrow(folder / f"{name}.arrow", batch.schema, [batch])
+    return {name: file_digest(folder / f"{name}.arrow") for name in batches}
 
 
 def _is_made(store: TokenStore, settings: PlanSettings, folder: Path) -> bool:

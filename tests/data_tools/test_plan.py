@@ -13,7 +13,7 @@ from data_tools.balance import NO_PACK
 from data_tools.config import DataConfig
 from data_tools.errors import UserError
 from data_tools.plan import PackPlan, PlanSettings, SourceShare, make_plan
-from data_tools.store import TokenStore
+from data_tools.store import StoredDocument, TokenStore
 from tests.stores import random_documents, write_store
 
 SETTINGS = PlanSettings(max_length=256, too_long="drop", validation_fraction=0.1, packs_per_step=8, seed=3)
@@ -239,6 +239,17 @@ def test_sources_must_be_those_of_the_store_and_give_something(two_sources: Toke
 def test_imbalance_says_what_the_incomplete_step_costs(plan: PackPlan) -> None:
     everything, complete = plan.imbalance(8, 1), plan.imbalance(8, 1, complete_steps=True)
     assert 0 <= complete < everything < 1
+
+
+def test_a_stream_whose_labels_all_begin_rows_is_an_error(tmp_path: Path) -> None:
+    """The one label of each document is the first of a row, which nothing predicts."""
+    document = StoredDocument(np.arange(4, dtype=np.uint16), np.array([2, 1, 1], np.int32), None)
+    store = write_store(tmp_path / "tokens", [document] * 6, [0] * 6, [0])
+    settings = PlanSettings(2, "drop", 0.0, 8, 3, packing="wrapped")
+    made = make_plan(store, replace(settings, max_length=4), tmp_path / "plan")
+    with pytest.raises(UserError, match=r"no row of data\.max_length=2 tokens has anything to learn; raise it"):
+        make_plan(store, settings, tmp_path / "plan")
+    assert PackPlan(tmp_path / "plan").hash == made.hash, "the plan before it is still there"
 
 
 def test_a_wrapped_stream_takes_documents_of_any_length(store: TokenStore, tmp_path: Path) -> None:
