@@ -100,6 +100,7 @@ def plan_facts(plan: PackPlan, store: TokenStore, ranks: int, packs_per_micro_ba
         "trained_share": round(trained / tokens, 5),
         "left_out": {reason: sum(source[reason] for source in sources) for reason in _REASONS},
         "pieces_without_labels": plan.facts["pieces_without_labels"],
+        "tokens_in_rows_without_labels": plan.facts["tokens_in_rows_without_labels"]["train"],
         "sources": sources,
         "lengths": plan.facts["lengths"],
         "attention_cost": plan.settings.attention_cost,
@@ -130,6 +131,9 @@ def show_plan(facts: dict[str, Any], plan: PackPlan, ranks: int, console: Consol
         )
     if pieces := facts["pieces_without_labels"]:
         console.print(f"[yellow]left out: {_count(pieces, 'piece')} without labels[/]")
+    if lost := facts["tokens_in_rows_without_labels"]:
+        told = f"{_count(lost, 'token')} in rows without labels"
+        console.print(f"[yellow]left out: {told}[/] (data.packing={settings.packing})")
 
 
 def _balance(facts: dict[str, Any], settings: PlanSettings, ranks: int) -> str:

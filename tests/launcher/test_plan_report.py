@@ -77,6 +77,18 @@ def test_small_data_is_told_as_it_is(plan: Any) -> None:
     assert "truncated: 13 documents of more than" in plan("data.max_length=200", "data.too_long=truncate")[2]
 
 
+def test_tokens_of_a_stream_that_are_in_rows_without_labels_are_told(plan: Any) -> None:
+    """Rows of 64 tokens, some of which are nothing but a system prompt."""
+    _, facts, shown = plan("data.packing=wrapped", "data.max_length=64")
+    lost = facts["tokens_in_rows_without_labels"]
+    assert lost > 0
+    assert lost == facts["sources"][0]["taken_tokens"] - facts["tokens"]
+    assert f"left out: {lost:,} tokens in rows without labels (data.packing=wrapped)" in shown
+    _, facts, shown = plan()
+    assert facts["tokens_in_rows_without_labels"] == 0
+    assert "rows without labels" not in shown
+
+
 def test_the_attention_cost_is_that_of_the_model(plan: Any) -> None:
     _, facts, _ = plan()
     layers, width, parameters = 2, 32, 400 * 32 + 2 * (3 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32
