@@ -41,6 +41,7 @@ def write_store(
     facts = {
         "sources": [{"name": name, **totals}],
         "totals": totals,
+        "index": file_digest(folder / "index.arrow"),
         "shards": [
             {"file": "shards/00000.arrow", "documents": count, "blake3": file_digest(folder / "shards" / "00000.arrow")}
         ],

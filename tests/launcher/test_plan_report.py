@@ -89,6 +89,41 @@ def test_tokens_of_a_stream_that_are_in_rows_without_labels_are_told(plan: Any) 
     assert "rows without labels" not in shown
 
 
+def test_sources_that_were_changed_since_are_told(
+    recipe: Path, chat_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To touch a file does not change it, and nothing is said of files that are not here."""
+    (tmp_path / "data").mkdir()
+    for name in ("a.jsonl", "b.jsonl", "alone.jsonl"):
+        shutil.copy(chat_file, tmp_path / "data" / name)
+    paths = [f"{tmp_path}/data/?.jsonl", f"{tmp_path}/data/alone.jsonl"]
+    sources = "data.sources=[" + ", ".join(f"{{path: '{path}', name: s{n}}}" for n, path in enumerate(paths)) + "]"
+    assert main(["prepare", str(recipe), sources]) == 0
+    capsys.readouterr()
+
+    def told() -> list[str]:
+        assert main(["plan", str(recipe), sources, "--ranks", "2", "--json"]) == 0
+        out, err = capsys.readouterr()
+        stale: list[str] = json.loads(out)["stale_sources"]
+        said = "changed since `shardtune prepare`: the files of " + ", ".join(stale)
+        assert (said in err) == ("changed since" in err) == bool(stale)
+        return stale
+
+    assert told() == []
+    (tmp_path / "data" / "a.jsonl").touch()
+    assert told() == []
+    with open(tmp_path / "data" / "b.jsonl", "r+") as file:
+        file.write("[")
+    assert told() == ["s0"]
+    shutil.copy(chat_file, tmp_path / "data" / "b.jsonl")
+    assert told() == []
+    shutil.copy(chat_file, tmp_path / "data" / "c.jsonl")
+    write_jsonl(tmp_path / "alone.jsonl", chats(3)).replace(tmp_path / "data" / "alone.jsonl")
+    assert told() == ["s0", "s1"]
+    shutil.rmtree(tmp_path / "data")
+    assert told() == []
+
+
 def test_the_attention_cost_is_that_of_the_model(plan: Any) -> None:
     _, facts, _ = plan()
     layers, width, parameters = 2, 32, 400 * 32 + 2 * (3 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32
