@@ -3,6 +3,7 @@
 import shutil
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,24 @@ def test_a_plan_that_is_there_survives_a_kill_while_it_is_made_again(
         make_plan(store, replace(SETTINGS, seed=4), tmp_path)
 
 
+def test_a_kill_between_packs_and_plan_leaves_no_plan(
+    store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old `plan.json` beside the packs of a new one would be of other documents."""
+    make_plan(store, SETTINGS, tmp_path)
+    before = (tmp_path / "train.arrow").read_bytes()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan_module, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make_plan(store, replace(SETTINGS, seed=4), tmp_path)
+    assert (tmp_path / "train.arrow").read_bytes() != before
+    with pytest.raises(UserError, match="there is no pack plan"):
+        PackPlan(tmp_path)
+
+
 def test_a_damaged_plan_is_made_again(store: TokenStore, tmp_path: Path) -> None:
     made = make_plan(store, SETTINGS, tmp_path)
     whole = (tmp_path / "train.arrow").read_bytes()
@@ -186,6 +205,25 @@ def test_repeats_come_as_often_as_the_weight_says(two_sources: TokenStore, tmp_p
     assert sum(source["taken_tokens"] for source in plan.facts["sources"]) == plan.train.tokens.sum()
     assert plan.facts["sources"][1]["not_taken"] == 80
     assert PackPlan(tmp_path).settings == MIXED
+
+
+def test_a_plan_is_the_same_on_every_machine_and_in_every_version(two_sources: TokenStore, tmp_path: Path) -> None:
+    """A checkpoint only goes on with the plan of this hash. Who changes it on purpose raises `FORMAT_VERSION`, too."""
+    settings = replace(MIXED, validation_fraction=0.1, max_length=50, too_long="split")
+    made = make_plan(two_sources, settings, tmp_path)
+    assert made.hash == "1b52a27edf3ab5e916781ab80f1520bb00c51c37c6c577694c14990d4c4b41ff"
+    assert made.train.packs.documents[:6].tolist() == [14, 83, 24, 65, 78, 9]
+
+
+def test_pieces_of_a_document_are_mixed(tmp_path: Path) -> None:
+    """Forty of equal length: their order is that of their contents, not that in the document."""
+    document = StoredDocument(np.arange(2000, dtype=np.uint16), np.array([1, 1999], np.int32), None)
+    store = write_store(tmp_path / "tokens", [document], [0], [0])
+    plan = make_plan(store, PlanSettings(50, "split", 0.0, 8, 3), tmp_path / "plan")
+    assert plan.train.cuts is not None
+    starts = plan.train.cuts[0].tolist()
+    assert sorted(starts) == list(range(0, 2000, 50))
+    assert sum(later == earlier + 50 for earlier, later in pairwise(starts)) < 5
 
 
 def test_whole_documents_are_a_few_bytes_on_disk(two_sources: TokenStore, tmp_path: Path) -> None:
