@@ -66,5 +66,5 @@ setup(
         "score": SCORE,
         "dev": [*PREPARE, *TRAIN, *LORA, *TRACK, *SCORE, *LAUNCH, *S3, *DEV],
     },
-    entry_points={"console_scripts": ["shardtune = launcher.cli:main"]},
+    entry_points={"console_scripts": ["shardtune = launcher.__main__:main"]},
 )
