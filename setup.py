@@ -68,5 +68,5 @@ setup(
         "lm-eval": LM_EVAL,
         "dev": [*PREPARE, *TRAIN, *LORA, *TRACK, *SCORE, *LM_EVAL, *LAUNCH, *S3, *DEV],
     },
-    entry_points={"console_scripts": ["shardtune = launcher.cli:main"]},
+    entry_points={"console_scripts": ["shardtune = launcher.__main__:main"]},
 )

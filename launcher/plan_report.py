@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from data_tools.inspect import visible
+from data_tools.mirror import naming_damage
 from data_tools.plan import PackPlan, PlanSettings
 from data_tools.rejects import REJECTS, reject_reasons
 from data_tools.store import TokenStore
@@ -78,13 +79,12 @@ def plan_facts(plan: PackPlan, store: TokenStore, ranks: int, packs_per_micro_ba
     """What a plan comes to, for people and for `--json`; without a complete step its imbalance is None."""
     sources = plan.facts["sources"]
     tokens, trained = int(plan.train.tokens.sum()), int(plan.train.trained.sum())
+    with naming_damage(store.folder):
+        reasons = reject_reasons(store.file(REJECTS))
     return {
         "plan": str(plan.folder),
         **{key: store.manifest["totals"][key] for key in ("rows_in", "rows_out", "rejected", "dropped")},
-        "reasons": [
-            {"count": reason.count, "kind": reason.kind, "reason": reason.reason}
-            for reason in reject_reasons(store.file(REJECTS))
-        ],
+        "reasons": [{"count": reason.count, "kind": reason.kind, "reason": reason.reason} for reason in reasons],
         "packs": len(plan.train),
         "validation_packs": len(plan.validation),
         "fill": round(plan.fill, 5),
@@ -100,6 +100,7 @@ def plan_facts(plan: PackPlan, store: TokenStore, ranks: int, packs_per_micro_ba
         "trained_share": round(trained / tokens, 5),
         "left_out": {reason: sum(source[reason] for source in sources) for reason in _REASONS},
         "pieces_without_labels": plan.facts["pieces_without_labels"],
+        "tokens_in_rows_without_labels": plan.facts["tokens_in_rows_without_labels"]["train"],
         "sources": sources,
         "lengths": plan.facts["lengths"],
         "attention_cost": plan.settings.attention_cost,
@@ -130,6 +131,9 @@ def show_plan(facts: dict[str, Any], plan: PackPlan, ranks: int, console: Consol
         )
     if pieces := facts["pieces_without_labels"]:
         console.print(f"[yellow]left out: {_count(pieces, 'piece')} without labels[/]")
+    if lost := facts["tokens_in_rows_without_labels"]:
+        told = f"{_count(lost, 'token')} in rows without labels"
+        console.print(f"[yellow]left out: {told}[/] (data.packing={settings.packing})")
 
 
 def _balance(facts: dict[str, Any], settings: PlanSettings, ranks: int) -> str:
