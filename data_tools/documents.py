@@ -94,7 +94,7 @@ class DocumentMaker:
         store = self._store
         if (finished := read_record(self._mirror, unit, self._making.fingerprint)) and self._is_there(finished):
             return finished
-        proofs, shard = Proofs(self._template, self._encoder), store / shard_name(unit.number)
+        proofs, shard = Proofs(self._template, self._encoder, unit), store / shard_name(unit.number)
         with writing_rejects(store / unit_rejects(unit.number)) as rejects:
             tally = _Tally(rejects)
             write_arrow(shard, self._schema, self._batches(unit, tally, proofs))
