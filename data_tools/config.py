@@ -149,8 +149,8 @@ class DataConfig(Section):
     inputs."""
 
     def asked(self) -> dict[str, Any]:
-        """What decides the tokens, as it was asked for: without folders, which differ from machine to machine; what is on
-        the hub keeps its owner.
+        """What decides the tokens, as it was asked for: without folders, which differ from machine to machine, but with
+        the owners of the hub.
         """
         values = self.model_dump(mode="json", include=set(_DECIDES_TOKENS))
         if not values["special_tokens"]:
