@@ -1,15 +1,17 @@
 """What `shardtune plan` shows: how long documents are, what is taken of every source, and what training will see."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from data_tools.inspect import visible
 from data_tools.plan import PackPlan, PlanSettings
-from data_tools.rejects import REJECTS, reject_reasons
+from data_tools.rejects import REJECTS, RejectReason, reason_lines, reject_reasons
 from data_tools.store import TokenStore
 
 _REASONS = {
@@ -19,7 +21,6 @@ _REASONS = {
     "duplicate": "duplicate",
     "not_taken": "not taken",
 }
-_MOST_REASONS = 5
 
 
 def show_lengths(report: dict[str, Any], max_length: int, console: Console) -> None:
@@ -52,10 +53,8 @@ def show_rows(facts: dict[str, Any], console: Console) -> None:
         f"{_count(facts['rows_in'], 'row')} read: {facts['rows_out']:,} in the store, {facts['rejected']:,} rejected, "
         f"{facts['dropped']:,} dropped"
     )
-    for reason in facts["reasons"][:_MOST_REASONS]:
-        console.print(f"  [yellow]{reason['count']:,} {reason['kind']}[/]: {escape(visible(reason['reason']))}")
-    if (more := len(facts["reasons"]) - _MOST_REASONS) > 0:
-        console.print(f"  and for {_count(more, 'rarer reason')}; see rejects.jsonl")
+    for line in reason_lines([RejectReason(**reason) for reason in facts["reasons"]]):
+        console.print(Text(f"  {visible(line)}", "yellow"))
 
 
 def show_sources(sources: list[dict[str, Any]], console: Console) -> None:
@@ -81,10 +80,7 @@ def plan_facts(plan: PackPlan, store: TokenStore, ranks: int, packs_per_micro_ba
     return {
         "plan": str(plan.folder),
         **{key: store.manifest["totals"][key] for key in ("rows_in", "rows_out", "rejected", "dropped")},
-        "reasons": [
-            {"count": reason.count, "kind": reason.kind, "reason": reason.reason}
-            for reason in reject_reasons(store.file(REJECTS))
-        ],
+        "reasons": [asdict(reason) for reason in reject_reasons(store.file(REJECTS))],
         "packs": len(plan.train),
         "validation_packs": len(plan.validation),
         "fill": round(plan.fill, 5),

@@ -60,7 +60,8 @@ def test_rows_that_are_not_in_the_store_are_told_by_reason(
         "no assistant turn: there is nothing to learn",
     ]
     assert "42 rows read: 40 in the store, 2 rejected, 0 dropped" in shown
-    assert "1 rejected: `messages` is empty" in shown
+    assert f"1 rejected: `messages` is empty (row 40 of {source})" in shown
+    assert facts["reasons"][0]["examples"][0]["row"] == 40
 
 
 def test_small_data_is_told_as_it_is(plan: Any) -> None:
