@@ -53,7 +53,12 @@ def show_rows(facts: dict[str, Any], console: Console) -> None:
         f"{_count(facts['rows_in'], 'row')} read: {facts['rows_out']:,} in the store, {facts['rejected']:,} rejected, "
         f"{facts['dropped']:,} dropped"
     )
-    for line in reason_lines([RejectReason(**reason) for reason in facts["reasons"]]):
+    show_reasons([RejectReason(**reason) for reason in facts["reasons"]], console)
+
+
+def show_reasons(reasons: list[RejectReason], console: Console) -> None:
+    """Why rows are not in the store, below their number."""
+    for line in reason_lines(reasons):
         console.print(Text(f"  {visible(line)}", "yellow"))
 
 

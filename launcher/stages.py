@@ -2,6 +2,7 @@
 
 import importlib.util
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def _what_was_fetched(pins: list[Pin]) -> list[str]:
 def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
     """Conversations → token store."""
     from data_tools.prepare import prepare
+    from data_tools.rejects import REJECTS, reject_reasons
+    from launcher.plan_report import show_reasons
     from launcher.progress import tokenizing
 
     started = time.perf_counter()
@@ -68,12 +71,19 @@ def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
             f"[yellow]the template rewrites earlier turns of {totals['rewritten']:,} rows[/], of which "
             f"data.on_rewrite={config.data.on_rewrite} keeps what can be learnt"
         )
+    reasons = reject_reasons(store.file(REJECTS))
     if refused := totals["rejected"] + totals["dropped"]:
         console.print(
             f"[yellow]{totals['rejected']:,} rows rejected, {totals['dropped']:,} dropped[/]; "
-            f"the reasons of all {refused:,} are in {store.folder / 'rejects.jsonl'}"
+            f"the reasons of all {refused:,} are in {store.folder / REJECTS}"
         )
-    return {"store": str(store.folder), **totals, "seconds": round(seconds, 2)}
+        show_reasons(reasons, console)
+    return {
+        "store": str(store.folder),
+        **totals,
+        "reasons": [asdict(reason) for reason in reasons],
+        "seconds": round(seconds, 2),
+    }
 
 
 def _what_was_read(sources: list[dict[str, Any]]) -> list[str]:

@@ -50,8 +50,13 @@ def test_rows_that_are_not_in_the_store_are_told_by_reason(
     rows: list[Any] = [*chats(40), {"messages": []}, {"messages": [{"role": "user", "content": "Only asked."}]}]
     source = write_jsonl(tmp_path / "some.jsonl", rows)
     made = [f"data.store={tmp_path / 'some'}", f"data.sources=[{{path: {source}}}]", "data.max_reject_fraction=0.5"]
-    assert main(["prepare", str(recipe), *made]) == 0
-    capsys.readouterr()
+    for said in ("prepared", "already prepared"):
+        assert main(["prepare", str(recipe), *made, "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert f"{said} 40 of 42 rows" in err
+        assert "2 rows rejected, 0 dropped; the reasons of all 2 are in" in err
+        assert f"  1 rejected: `messages` is empty (row 40 of {source})\n" in err
+        assert [reason["count"] for reason in json.loads(out)["reasons"]] == [1, 1]
     code, facts, shown = plan(*made)
     assert code == 0
     assert (facts["rows_in"], facts["rows_out"], facts["rejected"], facts["dropped"]) == (42, 40, 2, 0)
