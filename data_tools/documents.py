@@ -24,7 +24,7 @@ from data_tools.rejects import Reject, UnitRejects, unit_rejects, writing_reject
 from data_tools.shard_batch import index_batch, shard_batch
 from data_tools.store import INDEX_SCHEMA, file_digest, shard_name, shard_schema, write_arrow, write_json
 from data_tools.texts import Item, filled
-from data_tools.tokenizer import PlainTextFrame, control_tokens, load_tokenizer, vocabulary_size
+from data_tools.tokenizer import PlainTextFrame, control_tokens, load_tokenizer, template_of, vocabulary_size
 
 _ROWS_AT_ONCE = 1024
 _BYTES_AT_ONCE = 2**23
@@ -75,7 +75,7 @@ class DocumentMaker:
             (self._store / name).mkdir(exist_ok=True)
         tokenizer = load_tokenizer(str(self._store / "tokenizer"))
         self._template = ChatTemplate(
-            str(tokenizer.chat_template),
+            template_of(tokenizer),
             tokenizer.special_tokens_map,
             making.template_date,
             making.learning,

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from data_tools.chat import ChatTemplate
 from data_tools.errors import UserError
 from data_tools.piece_models import PROBES, same_ids, save_tokenizer
-from data_tools.tokenizer import load_tokenizer
+from data_tools.tokenizer import load_tokenizer, template_of
 from sft.checkpoint import best_checkpoint, newest_good_checkpoint, read_progress
 from sft.config_model import ModelConfig
 from sft.digests import find_damage
@@ -95,7 +95,7 @@ def _fill_model(run: TrainingRun, checkpoint: Path, tokenizer: Any, dtype: torch
         if adapter:
             return view
         model = view.merge_and_unload()
-    template = ChatTemplate(str(tokenizer.chat_template), tokenizer.special_tokens_map, run.template_date)
+    template = ChatTemplate(template_of(tokenizer), tokenizer.special_tokens_map, run.template_date)
     model.generation_config = _generation_config(run, tokenizer, template)
     return model
 
