@@ -21,6 +21,8 @@ _REASONS = {
     "duplicate": "duplicate",
     "not_taken": "not taken",
 }
+_PADDING = 0.1
+"""More rows of an embedding than tokens, as a share: up to here they are padding, or kept for tokens to come."""
 
 
 def show_lengths(report: dict[str, Any], max_length: int, console: Console) -> None:
@@ -78,8 +80,14 @@ def show_sources(sources: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-def plan_facts(plan: PackPlan, store: TokenStore, ranks: int, packs_per_micro_batch: int) -> dict[str, Any]:
-    """What a plan comes to, for people and for `--json`; without a complete step its imbalance is None."""
+def plan_facts(
+    plan: PackPlan, store: TokenStore, ranks: int, packs_per_micro_batch: int, embedding_rows: int | None = None
+) -> dict[str, Any]:
+    """What a plan comes to, for people and for `--json`; without a complete step its imbalance is None.
+
+    Args:
+        embedding_rows: of the model, where it is known.
+    """
     sources = plan.facts["sources"]
     tokens, trained = int(plan.train.tokens.sum()), int(plan.train.trained.sum())
     return {
@@ -103,6 +111,8 @@ def plan_facts(plan: PackPlan, store: TokenStore, ranks: int, packs_per_micro_ba
         "pieces_without_labels": plan.facts["pieces_without_labels"],
         "sources": sources,
         "lengths": plan.facts["lengths"],
+        "vocab_size": store.vocab_size,
+        "embedding_rows": embedding_rows,
         "attention_cost": plan.settings.attention_cost,
         "store_bytes": _bytes(store.folder),
         "plan_bytes": _bytes(plan.folder),
@@ -122,6 +132,12 @@ def show_plan(facts: dict[str, Any], plan: PackPlan, ranks: int, console: Consol
         f"{_balance(facts, settings, ranks)}; "
         f"on disk: tokens {_megabytes(facts['store_bytes'])}, plan {_megabytes(facts['plan_bytes'])}"
     )
+    rows, tokens = facts["embedding_rows"] or 0, facts["vocab_size"]
+    if rows > tokens * (1 + _PADDING):
+        console.print(
+            f"[yellow]the embedding of the model has {rows:,} rows[/], of which the {tokens:,} tokens of the tokenizer "
+            f"leave {rows - tokens:,} unused; take the model's own tokenizer, or for random weights leave vocab_size out"
+        )
     if not facts["validation_packs"]:
         console.print(_no_validation(settings, sum(source["documents"] for source in facts["sources"])))
     if longer := facts["too_long"]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from data_tools.balance import ATTENTION_COST
 from data_tools.store import TokenStore
 from launcher.cli import main
 from tests.conftest import chats, write_jsonl
@@ -97,6 +98,49 @@ def test_a_model_of_a_hub_that_nobody_answers_for_is_one_line(plan: Any, monkeyp
     assert said.endswith("check the path, or run `shardtune fetch CONFIG` on a machine with network")
 
 
+@pytest.mark.parametrize("path", ["./no/model", "model", "/models/tiny", "models/tiny/model"])
+def test_a_model_that_is_not_there_is_told_before_anything_is_read(plan: Any, path: str) -> None:
+    code, facts, shown = plan(f"model={{path: {path}}}")
+    assert (code, set(facts)) == (1, {"error"})
+    assert shown == (
+        f"error: model.path: there is no folder {path}, and it is not the id of a hub (owner/name); check the path\n"
+    )
+
+
+def test_a_mistyped_model_is_told_with_the_nearest_name(plan: Any, tmp_path: Path) -> None:
+    (tmp_path / "smollm2").mkdir()
+    _, _, shown = plan(f"model={{path: {tmp_path / 'smolm2'}}}")
+    assert f"no folder {tmp_path / 'smolm2'} (did you mean {tmp_path / 'smollm2'}?), and" in shown
+
+
+def test_only_training_needs_a_model(
+    recipe: Path, plan: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = recipe.read_text(encoding="utf-8")
+    recipe.write_text(text[: text.index("model:")] + text[text.index("data:") :], encoding="utf-8")
+    assert main(["prepare", str(recipe)]) == 0
+    assert main(["inspect", str(recipe), "--n", "0"]) == 0
+    capsys.readouterr()
+    code, facts, shown = plan()
+    assert (code, facts["attention_cost"], facts["embedding_rows"]) == (0, ATTENTION_COST, None)
+    assert "no model is given, so attention counts as in one of 8 billion parameters; train plans again" in shown
+    assert main(["train", str(recipe), "--ranks", "1"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: model is missing; set model.path to a folder or hub id, or model.config=")
+    assert len(said.splitlines()) == 1, "before anything is planned"
+    _, facts, shown = plan("model={config: {architecture: llama, hidden_size: 32, num_attention_heads: 4}}")
+    assert facts["attention_cost"] != ATTENTION_COST and "no model is given" not in shown
+
+
+@pytest.mark.parametrize(("rows", "is_told"), [(400, False), (440, False), (50_000, True)])
+def test_a_vocabulary_far_smaller_than_the_embedding_is_told(plan: Any, rows: int, is_told: bool) -> None:
+    """Models are padded to rows that divide well; many more than that may mean another tokenizer."""
+    code, facts, shown = plan(f"model.config.vocab_size={rows}")
+    assert (code, facts["vocab_size"], facts["embedding_rows"]) == (0, 400, rows)
+    told = "the embedding of the model has 50,000 rows, of which the 400 tokens of the tokenizer leave 49,600 unused"
+    assert (told in shown) == ("unused" in shown) == is_told
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -108,6 +152,6 @@ def test_a_model_of_a_hub_that_nobody_answers_for_is_one_line(plan: Any, monkeyp
 def test_a_plan_that_is_not_what_was_asked_for_fails(plan: Any, override: str, message: str) -> None:
     code, facts, shown = plan("data.max_length=128", override)
     assert code == 1
-    assert not facts
+    assert set(facts) == {"error"}
     assert message in shown
     assert "half have at most" in shown, "the lengths come first, so that a limit can be chosen"
