@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from data_tools.inspect import visible
+from data_tools.inspect import tell_duplicates, visible
+from data_tools.mixture import repeats
 from data_tools.plan import PackPlan, PlanSettings
 from data_tools.rejects import REJECTS, RejectReason, reason_lines, reject_reasons
 from data_tools.store import TokenStore
@@ -108,6 +109,7 @@ def plan_facts(
         "trained_tokens": trained,
         "trained_share": round(trained / tokens, 5),
         "left_out": {reason: sum(source[reason] for source in sources) for reason in _REASONS},
+        "duplicates": int(repeats(store.index["digest"]).sum()),
         "pieces_without_labels": plan.facts["pieces_without_labels"],
         "sources": sources,
         "lengths": plan.facts["lengths"],
@@ -136,10 +138,13 @@ def show_plan(facts: dict[str, Any], plan: PackPlan, ranks: int, console: Consol
     if rows > tokens * (1 + _PADDING):
         console.print(
             f"[yellow]the embedding of the model has {rows:,} rows[/], of which the {tokens:,} tokens of the tokenizer "
-            f"leave {rows - tokens:,} unused; take the model's own tokenizer, or for random weights leave vocab_size out"
+            f"leave {rows - tokens:,} unused; take the model's own tokenizer, or leave model.config.vocab_size out"
         )
     if not facts["validation_packs"]:
         console.print(_no_validation(settings, sum(source["documents"] for source in facts["sources"])))
+    if (duplicates := facts["duplicates"]) and not settings.deduplicate:
+        told = tell_duplicates(duplicates, sum(source["documents"] for source in facts["sources"]))
+        console.print(told, style="yellow", highlight=False)
     if longer := facts["too_long"]:
         done = {"drop": "left out", "truncate": "truncated", "split": "split"}[settings.too_long]
         console.print(

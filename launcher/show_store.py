@@ -23,6 +23,8 @@ def show_store(found: Inspection, console: Console) -> None:
     if len(found.lengths):
         console.print()
         console.print(_length_table(found))
+    if found.duplicates:
+        console.print(Text(found.duplicates_told, "yellow"))
     for line in reason_lines(found.rejects):
         console.print(Text(visible(line), "yellow"))
     for name, proof in found.proofs.items():

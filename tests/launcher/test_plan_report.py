@@ -70,6 +70,25 @@ def test_rows_that_are_not_in_the_store_are_told_by_reason(
     assert facts["reasons"][0]["examples"][0]["row"] == 40
 
 
+def test_exact_duplicates_are_told_with_the_setting_that_drops_them(
+    plan: Any, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_jsonl(tmp_path / "some.jsonl", [*chats(40), *chats(15), *chats(5)])
+    made = [f"data.store={tmp_path / 'some'}", f"data.sources=[{{path: {source}}}]"]
+    assert main(["prepare", str(recipe), *made]) == 0
+    capsys.readouterr()
+    told = "20 of 60 documents (33.3%) repeat an earlier one exactly; data.deduplicate=true leaves them out of the plan"
+    _, facts, shown = plan(*made)
+    assert told in shown and facts["duplicates"] == 20
+    _, facts, shown = plan(*made, "data.deduplicate=true")
+    assert "repeat an earlier one" not in shown and facts["duplicates"] == facts["left_out"]["duplicate"] == 20
+    assert main(["inspect", str(tmp_path / "some"), "--n", "0", "--html", str(tmp_path / "page.html"), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert told in err and json.loads(out)["duplicates"] == 20
+    assert told in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "repeat an earlier one" not in plan()[2]
+
+
 def test_small_data_is_told_as_it_is(plan: Any) -> None:
     """One pack for steps of six, and a ten-thousandth of so few documents is none of them."""
     _, facts, shown = plan("data.sources.0.max_rows=2", "data.validation.fraction=0.0001")
