@@ -89,7 +89,7 @@ def _changes(place: str, before: Settings, now: Settings, joint: str = ".") -> I
     """`data.train_on: assistant -> all` for every setting that is another."""
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)
-        if old == new:
+        if old == new or (key in ("path", "tokenizer") and _is_copy(old, new)):
             continue
         if isinstance(old, list) and isinstance(new, list) and key == "sources":
             for number, (was, is_now) in enumerate(zip_longest(old, new)):
@@ -99,6 +99,14 @@ def _changes(place: str, before: Settings, now: Settings, joint: str = ".") -> I
                     yield from _changes(f"{place}.sources.{number}", was, is_now)
         else:
             yield f"{place}{joint}{key}: {_short(old)} -> {_short(new)}"
+
+
+def _is_copy(old: Any, new: Any) -> bool:
+    """Whether one may be a folder with the other, `owner/name` of the hub: folders are known by their last part."""
+    names = (str(old), str(new))
+    return any(
+        "/" not in bare and "/" in full and full.rpartition("/")[2] == bare for bare, full in (names, names[::-1])
+    )
 
 
 def _short(value: Any) -> str:

@@ -169,7 +169,10 @@ class ChatTemplate:
             return False  # rewritten, or a template that refuses unfinished conversations
         for turn, before in asked:
             if text.startswith(before) and turn.span[0] < len(before):
-                raise UserError(f"the template's generation tags enclose what asks for message {turn.message}")
+                raise UserError(
+                    f"the chat template's generation tags enclose what asks for message {turn.message}; put "
+                    f"{{% generation %}} after it, or set data.train_on=all"
+                )
         return True
 
     def _render_whole(self, conversation: Conversation) -> RenderedChat:

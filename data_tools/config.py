@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from data_tools.files import is_hub_id
+
 _VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}")
 
 
@@ -147,7 +149,9 @@ class DataConfig(Section):
     inputs."""
 
     def asked(self) -> dict[str, Any]:
-        """What decides the tokens, as it was asked for: without folders, which differ from machine to machine."""
+        """What decides the tokens, as it was asked for: without folders, which differ from machine to machine, but with
+        the owners of the hub.
+        """
         values = self.model_dump(mode="json", include=set(_DECIDES_TOKENS))
         if not values["special_tokens"]:
             del values["special_tokens"]  # as stores have it that were made before there were any
@@ -156,7 +160,7 @@ class DataConfig(Section):
                 del source[key]
         for place in (values, *values["sources"]):
             for key in ("path", "tokenizer", "chat_template"):
-                if isinstance(place.get(key), str):
+                if isinstance(place.get(key), str) and (key == "chat_template" or not is_hub_id(place[key])):
                     place[key] = PurePath(place[key]).name
         return values
 

@@ -33,7 +33,7 @@ from data_tools.store import (
     write_json,
 )
 from data_tools.texts import Item, filled
-from data_tools.tokenizer import PlainTextFrame, control_tokens, load_tokenizer, vocabulary_size
+from data_tools.tokenizer import PlainTextFrame, control_tokens, load_tokenizer, template_of, vocabulary_size
 
 _ROWS_AT_ONCE = 1024
 _BYTES_AT_ONCE = 2**23
@@ -95,7 +95,7 @@ class DocumentMaker:
             (self._store / name).mkdir(exist_ok=True)
         tokenizer = load_tokenizer(str(self._store / "tokenizer"))
         self._template = ChatTemplate(
-            str(tokenizer.chat_template),
+            template_of(tokenizer),
             tokenizer.special_tokens_map,
             making.template_date,
             making.learning,
@@ -114,7 +114,7 @@ class DocumentMaker:
         store = self._store
         if (finished := read_record(self._mirror, unit, self._making.fingerprint)) and is_whole(self._mirror, finished):
             return finished
-        proofs, shard = Proofs(self._template, self._encoder), store / shard_name(unit.number)
+        proofs, shard = Proofs(self._template, self._encoder, unit), store / shard_name(unit.number)
         with writing_rejects(store / unit_rejects(unit.number)) as rejects:
             tally = _Tally(rejects)
             write_arrow(shard, self._schema, self._batches(unit, tally, proofs))

@@ -77,6 +77,12 @@ def is_data_file(location: str) -> bool:
     return _endings(location)[0] in FORMATS
 
 
+def shown_path(location: str | Path) -> str:
+    """A path as people read it: from the folder where the command runs, where it lies below that."""
+    path = str(location)
+    return str(Path(path).relative_to(Path.cwd())) if path.startswith(f"{Path.cwd()}/") else path
+
+
 def near_path(location: str) -> str:
     """` (did you mean data/chats.jsonl?)` where the folder of a mistyped path has something of nearly that name."""
     folder = Path(location).parent

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from data_tools.decode import Piece, TokenDecoder
 from data_tools.errors import UserError
+from data_tools.mixture import repeats
 from data_tools.rejects import REJECTS, RejectReason, reject_reasons
 from data_tools.store import TokenStore
 from data_tools.verified import check_newer
@@ -106,9 +107,16 @@ class Inspection:
     totals: SourceFacts
     lengths: NDArray[np.int32]
     """[documents]"""
+    duplicates: int
+    """Of the documents, those whose tokens are those of an earlier one of the whole store."""
     rejects: list[RejectReason]
     """Of the whole store, most frequent first."""
     documents: list[ShownDocument]
+
+    @property
+    def duplicates_told(self) -> str:
+        """The duplicates in one line; empty where there are none."""
+        return tell_duplicates(self.duplicates, len(self.lengths)) if self.duplicates else ""
 
     @property
     def proofs(self) -> dict[str, dict[str, Any]]:
@@ -124,10 +132,19 @@ class Inspection:
             "sources": [_source_json(source) for source in self.sources],
             "totals": _source_json(self.totals),
             "lengths": [asdict(bin) for bin in length_bins(self.lengths)],
+            "duplicates": self.duplicates,
             **({"proofs": self.proofs} if self.proofs else {}),
             "rejects": [asdict(reason) for reason in self.rejects],
             "documents": [document.as_json() for document in self.documents],
         }
+
+
+def tell_duplicates(duplicates: int, documents: int) -> str:
+    """How many documents are there twice, and what to do about it."""
+    return (
+        f"{duplicates:,} of {documents:,} documents ({duplicates / documents:.1%}) repeat an earlier one exactly; "
+        f"data.deduplicate=true leaves them out of the plan"
+    )
 
 
 def _source_json(source: SourceFacts) -> dict[str, Any]:
@@ -150,7 +167,7 @@ def inspect_store(store: TokenStore, source: str | None, count: int) -> Inspecti
         raise UserError(f"--n {count}: give the number of documents to show, or 0 for the totals only")
     check_newer(store)
     numbers = _source_numbers(store, source)
-    chosen = np.flatnonzero(np.isin(store.index["source"], numbers)) if source is not None else range(len(store))
+    chosen = np.flatnonzero(np.isin(store.index["source"], numbers)) if source is not None else np.arange(len(store))
     per_source = np.bincount(store.index["source"], minlength=len(store.manifest["sources"]))
     sources = [_source_facts(store.manifest["sources"][number], int(per_source[number])) for number in numbers]
     return Inspection(
@@ -159,6 +176,7 @@ def inspect_store(store: TokenStore, source: str | None, count: int) -> Inspecti
         sources=sources,
         totals=_together(sources),
         lengths=store.index["length"][chosen] if source is not None else store.index["length"],
+        duplicates=int(repeats(store.index["digest"])[chosen].sum()),
         rejects=reject_reasons(store.file(REJECTS)),
         documents=_documents(store, [int(chosen[place]) for place in spread(len(chosen), count)]),
     )

@@ -41,7 +41,7 @@ def mix(index: Index, tokens: NDArray[np.int64], shares: list[SourceShare], sett
     available = tokens > 0
     too_long = ~available & (index["length"] > settings.max_length) & (settings.too_long == "drop")
     left_out = {"too_long": too_long, "no_labels": ~available & ~too_long}
-    left_out["duplicate"] = available & (_repeats(index["digest"]) if settings.deduplicate else False)
+    left_out["duplicate"] = available & (repeats(index["digest"]) if settings.deduplicate else False)
     available &= ~left_out["duplicate"]
     held_out = available & _held_out(index["conversation"], available, settings)
     times = np.zeros(len(tokens), np.uint32)
@@ -55,12 +55,12 @@ def mix(index: Index, tokens: NDArray[np.int64], shares: list[SourceShare], sett
     return Mixture(times, held_out, left_out)
 
 
-def _repeats(digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
+def repeats(digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Documents whose tokens are those of an earlier one."""
     order = np.argsort(digests, kind="stable")
-    repeats = np.zeros(len(digests), np.bool_)
-    repeats[order[1:]] = digests[order[1:]] == digests[order[:-1]]
-    return repeats
+    found = np.zeros(len(digests), np.bool_)
+    found[order[1:]] = digests[order[1:]] == digests[order[:-1]]
+    return found
 
 
 def _held_out(digests: NDArray[np.uint64], available: NDArray[np.bool_], settings: PlanSettings) -> NDArray[np.bool_]:

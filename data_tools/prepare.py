@@ -5,10 +5,8 @@ Killed at any moment, it goes on where it was: finished units are skipped, and t
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,24 +16,24 @@ from data_tools.changes import check_contents
 from data_tools.chat import ChatTemplate, Learning
 from data_tools.chat_text import RenderedChat
 from data_tools.claim import claim, locked
-from data_tools.config import DataConfig, SourceConfig, TokenizerTraining
+from data_tools.config import DataConfig, TokenizerTraining
 from data_tools.documents import DocumentMaker, Making
 from data_tools.errors import RowError, UserError
 from data_tools.files import is_hub_id
 from data_tools.fingerprint import file_digests, fingerprint_of, token_settings
-from data_tools.formats import Conversation, PlainText, RowReader, Sample, with_format
+from data_tools.formats import Conversation, PlainText
 from data_tools.hub import tokenizer_folder
+from data_tools.inputs import SAMPLE_ROWS, Input, read_input, readable, texts_in
 from data_tools.lock import Lock
 from data_tools.manifest import check_rejects, write_store
 from data_tools.mirror import Mirror, open_store
 from data_tools.piece_models import save_tokenizer
 from data_tools.pinned import check_sources, check_tokenizer
 from data_tools.proofs import sampled_every
-from data_tools.readers import WorkUnit, read_rows
+from data_tools.readers import WorkUnit
 from data_tools.records import UnitRecord
 from data_tools.rejects import REJECTS
-from data_tools.samples import write_python_docs
-from data_tools.sources import SourceFiles, resolve_sources
+from data_tools.sources import SourceFiles
 from data_tools.store import MANIFEST, TokenStore, folder_digests, write_manifest
 from data_tools.tokenizer import (
     PlainTextFrame,
@@ -44,32 +42,19 @@ from data_tools.tokenizer import (
     choose_template,
     control_tokens,
     load_tokenizer,
+    template_of,
     tokenizer_digest,
     train_tokenizer,
 )
 from data_tools.unfinished import Leftovers, begin, find_leftovers, remove_half_written
-from data_tools.units import work_units
 
 IN_PROCESS_ROWS = 50_000
 """Below this many rows, one process is done about as soon as actors are."""
-
-SAMPLE_ROWS = 16
-"""Rows of each source on which a fast encoder must agree with the tokenizer before it is used."""
 
 OnStart = Callable[[Leftovers], None]
 """Called once, before the first unit is made and any is cleared away, with what an earlier preparation finished."""
 OnUnit = Callable[[UnitRecord, int], None]
 """Called with each finished unit and the number of rows of all units."""
-
-
-@dataclass(frozen=True)
-class _Input:
-    """What there is to tokenize."""
-
-    sources: list[SourceFiles]
-    configs: tuple[SourceConfig, ...]
-    """Of each source, with its format."""
-    units: list[WorkUnit]
 
 
 def prepare(
@@ -95,7 +80,7 @@ def prepare(
     claim(store)
     with locked(store):
         lock = Lock.read(lock_file) if lock_file else None
-        given = _read_input(config, store, lock)
+        given = read_input(config, store, lock)
         tokenizer = _tokenizer(config, given, lock)
         settings = token_settings(config, given.sources, given.configs, tokenizer)
         if lock:
@@ -128,36 +113,7 @@ def prepare(
         return open_store(store)
 
 
-def _read_input(config: DataConfig, store: Path, lock: Lock | None) -> _Input:
-    """Find the files, cut them into units, and look at the first row of each source."""
-    sample = store / "sample" / "python_docs.jsonl"
-    if any(source.sample for source in config.sources) and not sample.exists():
-        write_python_docs(sample)
-    sources = resolve_sources(config.sources, sample, lock)
-    units = work_units(sources, config.rows_per_shard)
-    configs = []
-    for number, source in enumerate(sources):
-        asked = config.sources[source.configured]
-        own = (unit for unit in units if unit.source == number)
-        rows = (row for unit in own for row in read_rows(unit) if not isinstance(row, RowError))
-        configs.append(_with_format(asked, list(islice(rows, SAMPLE_ROWS))))
-    return _Input(sources, tuple(configs), units)
-
-
-def _with_format(source: SourceConfig, rows: list[dict[str, Any]]) -> SourceConfig:
-    """The format, told by the first of some rows that can be read; where none can, all will be rejects."""
-    if not rows:
-        return source.model_copy(update={"format": "messages"}) if source.format == "auto" else source
-    errors = []
-    for row in rows:
-        try:
-            return with_format(source, row)
-        except UserError as error:
-            errors.append(error)
-    raise errors[0]
-
-
-def _tokenizer(config: DataConfig, given: _Input, lock: Lock | None) -> PreTrainedTokenizerBase:
+def _tokenizer(config: DataConfig, given: Input, lock: Lock | None) -> PreTrainedTokenizerBase:
     tokenizer = _tokenizer_as_it_is(config, given, lock)
     add_special_tokens(tokenizer, config.special_tokens)
     if config.chat_template is not None:
@@ -165,9 +121,9 @@ def _tokenizer(config: DataConfig, given: _Input, lock: Lock | None) -> PreTrain
     return tokenizer
 
 
-def _tokenizer_as_it_is(config: DataConfig, given: _Input, lock: Lock | None) -> PreTrainedTokenizerBase:
+def _tokenizer_as_it_is(config: DataConfig, given: Input, lock: Lock | None) -> PreTrainedTokenizerBase:
     if isinstance(config.tokenizer, TokenizerTraining):
-        tokenizer = train_tokenizer(_texts(given), config.tokenizer.vocab_size)
+        tokenizer = train_tokenizer(texts_in(given), config.tokenizer.vocab_size)
         tokenizer.chat_template = choose_template(str(tokenizer.chat_template), config.chat_template, "the tokenizer")
         return tokenizer
     name = config.tokenizer
@@ -175,30 +131,7 @@ def _tokenizer_as_it_is(config: DataConfig, given: _Input, lock: Lock | None) ->
         check_tokenizer(lock, name, config.tokenizer_revision)
     if is_hub_id(name):
         name = tokenizer_folder(name, config.tokenizer_revision, lock)
-    return load_tokenizer(name, config.chat_template, _texts(given))
-
-
-def _texts(given: _Input) -> Iterator[str]:
-    """Everything that is said, for a tokenizer to learn from."""
-    for _, sample in _samples(given, given.units):
-        match sample:
-            case Conversation():
-                yield from (message["content"] for message in sample.messages if "content" in message)
-            case PlainText():
-                yield from (sample.prompt, sample.completion)
-
-
-def _samples(given: _Input, units: list[WorkUnit]) -> Iterator[tuple[WorkUnit, Sample]]:
-    """The readable rows of some units; the others will be rejects, with their reasons."""
-    readers = {number: RowReader(config) for number, config in enumerate(given.configs) if config.format != "auto"}
-    for unit in units:
-        for row in read_rows(unit):
-            if isinstance(row, RowError) or unit.source not in readers:
-                continue
-            try:
-                yield unit, readers[unit.source].read(row)
-            except RowError:
-                continue
+    return load_tokenizer(name, config.chat_template, texts_in(given), given.chats_in)
 
 
 def _reopen(mirror: Mirror, config: DataConfig, sources: list[SourceFiles], settings: dict[str, object]) -> TokenStore:
@@ -226,7 +159,7 @@ def _reopen(mirror: Mirror, config: DataConfig, sources: list[SourceFiles], sett
     return finished
 
 
-def _choose_engine(mirror: Mirror, tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: _Input) -> str:
+def _choose_engine(mirror: Mirror, tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: Input) -> str:
     """Put the tokenizer in place, and choose what encodes."""
     store = mirror.folder
     mirror.remove("tokenizer")
@@ -245,11 +178,11 @@ def _choose_engine(mirror: Mirror, tokenizer: PreTrainedTokenizerBase, config: D
     return choose_encoder(config.encoder, plain_backend(saved), texts)
 
 
-def _first_texts(tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: _Input) -> list[str]:
+def _first_texts(tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: Input) -> list[str]:
     """The first documents of every source, as the model will see them."""
     # A template that is broken as a whole is said here, at once, not once per row.
     template = ChatTemplate(
-        str(tokenizer.chat_template),
+        template_of(tokenizer),
         tokenizer.special_tokens_map,
         config.template_date,
         Learning.of(config),
@@ -259,7 +192,7 @@ def _first_texts(tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: 
     chats: list[RenderedChat] = []
     for number in range(len(given.sources)):
         first = [unit for unit in given.units if unit.source == number][:1]
-        for _, sample in islice(_samples(given, first), SAMPLE_ROWS):
+        for _, sample in islice(readable(given, first), SAMPLE_ROWS):
             try:
                 if isinstance(sample, Conversation):
                     chats += template.render(sample)

@@ -17,6 +17,7 @@ from data_tools.chat_text import RenderedChat
 from data_tools.encode import Documents, Encoder
 from data_tools.errors import UserError
 from data_tools.formats import Conversation
+from data_tools.readers import WorkUnit
 from data_tools.skeleton import FilledChat
 
 SAMPLE = 200
@@ -60,11 +61,13 @@ class Proofs:
     Args:
         template: whose fast ways are compared with that of transformers.
         encoder: whose fast way is compared with the tokenizer.
+        unit: for messages.
     """
 
-    def __init__(self, template: ChatTemplate, encoder: Encoder) -> None:
+    def __init__(self, template: ChatTemplate, encoder: Encoder, unit: WorkUnit) -> None:
         self._template = template
         self._encoder = encoder
+        self._unit = unit
         self._ids = self._prompt = 0
         self._looked_at: dict[int, list[RenderedChat]] = {}
 
@@ -91,10 +94,13 @@ class Proofs:
         slow = self._template.render_by_transformers(conversation)
         if [each.rendered() if isinstance(each, FilledChat) else each for each in chats] != slow:
             raise UserError(
-                f"row {position} of a unit: the compiled template does not write what transformers writes; report this"
+                f"{self._row(position)}: the compiled template does not write what transformers writes; report this"
             )
         self._looked_at[position] = slow
-        self._prompt += self._template.prove_prompt(conversation)
+        try:
+            self._prompt += self._template.prove_prompt(conversation)
+        except UserError as error:
+            raise UserError(f"{self._row(position)}: {error}") from None
 
     def compare(self, documents: Documents, positions: NDArray[np.int64]) -> None:
         """Compare the tokens of conversations of the sample with those of the tokenizer itself.
@@ -119,10 +125,13 @@ class Proofs:
         start, end = documents.offsets[number : number + 2]
         if not np.array_equal(documents.ids[start:end], expected_ids):
             raise UserError(
-                f"row {position} of a unit: the encoder's ids are not the tokenizer's; set data.encoder=tokenizers"
+                f"{self._row(position)}: the encoder's ids are not the tokenizer's; set data.encoder=tokenizers"
             )
         if not np.array_equal(documents.mask(number), expected_mask):
-            raise UserError(f"row {position} of a unit: the mask is not that of the tokenizer's offsets; report this")
+            raise UserError(f"{self._row(position)}: the mask is not that of the tokenizer's offsets; report this")
+
+    def _row(self, position: int) -> str:
+        return f"row {self._unit.first_row + position} of {self._unit.file}"
 
 
 def proof_report(counts: list[dict[str, int]], conversations: int) -> dict[str, dict[str, object]]:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from data_tools.files import shown_path
 from data_tools.mirror import Mirror
 from data_tools.store import atomically
 
@@ -22,6 +23,7 @@ OTHERS = "other reasons"
 Kind = Literal["rejected", "dropped"]
 
 _EXAMPLES = 3
+_TOLD = 5
 _MOST_REASONS = 1000
 """Told apart; a reason may quote the row, and then there are as many as rows."""
 _ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
@@ -44,10 +46,17 @@ class RejectReason:
     """Rows that were refused for the same reason, numbers in it aside."""
 
     reason: str
+    """With `…` for numbers that are not the same in all."""
     kind: str
     count: int
     examples: list[dict[str, Any]]
     """The first lines of rejects.jsonl that say so."""
+
+    def __str__(self) -> str:
+        """The reason and a row that has it: with its own numbers, where the reason is without."""
+        example = self.examples[0]
+        own = "" if example["reason"] == self.reason else f": {example['reason']}"
+        return f"{self.reason} (row {example['row']:,} of {shown_path(example['file'])}{own})"
 
 
 def unit_rejects(unit: int) -> str:
@@ -92,6 +101,7 @@ def gather_rejects(store: Mirror, parts: Iterable[Path]) -> Path:
 def reject_reasons(path: Path) -> list[RejectReason]:
     """The reasons in a file of rejects, the most frequent first."""
     counts: Counter[tuple[str, str]] = Counter()
+    varied: set[tuple[str, str]] = set()
     examples: dict[tuple[str, str], list[dict[str, Any]]] = {}
     with open(path, encoding="utf-8") as lines:
         for line in lines:
@@ -103,16 +113,26 @@ def reject_reasons(path: Path) -> list[RejectReason]:
             seen = examples.setdefault(key, [])
             if len(seen) < _EXAMPLES:
                 seen.append(reject)
+            if reject["reason"] != seen[0]["reason"]:
+                varied.add(key)
     return [
-        RejectReason(examples[key][0]["reason"] if count == 1 else key[1], key[0], count, examples[key])
+        RejectReason(key[1] if key in varied else examples[key][0]["reason"], key[0], count, examples[key])
         for key, count in counts.most_common()
     ]
 
 
 def top_reasons(reasons: list[RejectReason]) -> str:
-    """The three most frequent reasons in one line, with a row that has the first."""
-    named = [f"{reason.count:,} × {reason.reason}" for reason in reasons[:3]]
-    if reasons:
-        example = reasons[0].examples[0]
-        named[0] += f" (row {example['row']} of {example['file']})"
-    return "; ".join(named).encode(**_ENCODING).decode()
+    """The three most frequent reasons in one line, with a row that has each."""
+    return _printable("; ".join(f"{reason.count:,} × {reason}" for reason in reasons[:3]))
+
+
+def reason_lines(reasons: list[RejectReason]) -> list[str]:
+    """The most frequent reasons, one a line, with a row that has each."""
+    lines = [_printable(f"{reason.count:,} {reason.kind}: {reason}") for reason in reasons[:_TOLD]]
+    if more := len(reasons[_TOLD:]):
+        lines.append(f"and {more:,} rarer reason{'s' * (more > 1)}; see {REJECTS}")
+    return lines
+
+
+def _printable(text: str) -> str:
+    return text.encode(**_ENCODING).decode()

@@ -39,27 +39,33 @@ CHATML = """\
 """
 """The template of trained tokenizers: an answer and its end are learnt, headers are not."""
 
+_ANY_TEMPLATE = "a Jinja file, or to chatml"
+_REFUSING = f"{{{{ raise_exception('there is none; set data.chat_template to {_ANY_TEMPLATE}') }}}}"
+
 _CONTROL = re.compile(r"<[|｜][^\s<>|｜'\"{}]+[|｜]>")
 """What looks like a control token: `<|im_start|>`."""
 
 
-def load_tokenizer(name: str, chat_template: str | None = None, texts: Iterable[str] = ()) -> PreTrainedTokenizerBase:
-    """Load a tokenizer and make sure that it has a chat template.
+def load_tokenizer(
+    name: str, chat_template: str | None = None, texts: Iterable[str] = (), chats_in: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer with its chat template, if it has one.
 
     Args:
         name: a folder or hub id, or a SentencePiece model.
         chat_template: a Jinja file that replaces the tokenizer's own template.
         texts: of the data; a tokenizer that is converted from a SentencePiece model must agree with it on some.
+        chats_in: a source that has conversations, which need a template.
 
     Raises:
-        UserError: there is no tokenizer, or it has no template.
+        UserError: there is no tokenizer, or it has no template and conversations need one.
     """
     if not Path(name).exists() and name.count("/") != 1:
         raise UserError(f"data.tokenizer: there is no folder {name}, and it is not the id of a hub; check the path")
     tokenizer = _over_pieces(name, model, texts) if (model := find_piece_model(name)) else _load(name)
     if not tokenizer.is_fast and not isinstance(tokenizer, SentencePieceTokenizer):
         raise UserError(f"data.tokenizer: {name} has no fast form (tokenizer.json); save it in its fast form first")
-    tokenizer.chat_template = choose_template(tokenizer.chat_template, chat_template, name)
+    tokenizer.chat_template = choose_template(tokenizer.chat_template, chat_template, name, chats_in)
     return tokenizer
 
 
@@ -128,21 +134,46 @@ def check_template_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> 
         )
 
 
-def choose_template(own: str | dict[str, str] | None, asked: str | None, name: str) -> str:
-    """The tokenizer's own template, one of its named ones, `chatml`, or a Jinja file.
+def choose_template(
+    own: str | dict[str, str] | None, asked: str | None, name: str, chats_in: str | None = None
+) -> str | None:
+    """The tokenizer's own template, one of its named ones, `chatml`, or a Jinja file; None: there is none.
+
+    Args:
+        own: what the tokenizer has.
+        asked: `data.chat_template`.
+        name: of the tokenizer.
+        chats_in: a source that has conversations.
 
     Raises:
-        UserError: there is none, or no such one, or it is not valid.
+        UserError: there is none for conversations, or no such one, or it is not valid.
     """
     named = {"default": own} if isinstance(own, str) else own or {}
-    if asked is None and "default" not in named:
-        raise UserError(f"{name} has no single chat template; set data.chat_template to a Jinja file, or to chatml")
     if (key := asked or "default") in named:
         compile_template(named[key], f"data.tokenizer: the chat template of {name}")
         return named[key]
+    if asked is None:
+        if chats_in is not None:
+            has = "no default chat template" if named else "no chat template"
+            one_of = f"one of {', '.join(sorted(named))}, " if named else ""
+            raise UserError(
+                f"the source {chats_in} has conversations, and {name} has {has}; set data.chat_template to {one_of}"
+                f"{_ANY_TEMPLATE}"
+            )
+        return None
     if asked == "chatml":
         return CHATML
     return read_template(key)
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The template to render with. Where a tokenizer has none, conversations are refused, and what a model is asked is
+    plain text that it goes on with.
+    """
+    if tokenizer.chat_template is not None:
+        return str(tokenizer.chat_template)
+    start = "{{ bos_token }}" if begins_texts(tokenizer) else ""
+    return f"{{% if add_generation_prompt %}}{start}{{{{ messages[-1].content }}}}{{% else %}}{_REFUSING}{{% endif %}}"
 
 
 def read_template(path: str) -> str:
@@ -191,6 +222,11 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
+def begins_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it begins a text with a token of its own, as long as no `Encoder` has told it to add nothing."""
+    return tokenizer.bos_token is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
 class PlainTextFrame:
     """Text without a template, between the tokens with which the tokenizer begins and ends a text.
 
@@ -200,8 +236,7 @@ class PlainTextFrame:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, handling: str = "keep") -> None:
-        begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-        self._start = tokenizer.bos_token if begins and tokenizer.bos_token else ""
+        self._start = tokenizer.bos_token if begins_texts(tokenizer) else ""
         self._end = tokenizer.eos_token or ""
         self._escapes = handling == "escape"
         known = control_tokens(tokenizer)

@@ -6,14 +6,14 @@ import signal
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
 from data_tools.errors import UserError
 from launcher import stages, train_stages
 from launcher.backends.local import check_ranks, default_ranks
-from launcher.config import RunConfig, find_store, load_run
+from launcher.config import find_store, load_run
 from launcher.environment import quiet_libraries
 from launcher.pins import use_lock
 from launcher.quickstart import RECIPE, quickstart
@@ -41,49 +41,65 @@ _GOES_ON = {
 
 def main(arguments: list[str] | None = None) -> int:
     """The `shardtune` command; returns the exit code."""
-    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        options = _parse(arguments)
+    except UserError as error:
+        return _failed(str(error), "--json" in arguments, exit_code=2)
     for signal_number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signal_number, _leave)  # by an exception, so that ranks are stopped on the way out
-    console = Console(stderr=options.json, soft_wrap=True)
     quiet_libraries()
     try:
-        if options.command == "inspect":
-            store = find_store(options.config, options.overrides)
-            facts = stages.inspect_stage(store, console, options.source, options.n, options.html)
-        else:
-            config = load_run(options.config, options.overrides)
-            if options.command != "fetch":
-                config = use_lock(config)
-            facts = _run(options, config, console)
+        facts = _run(options, Console(stderr=options.json, soft_wrap=True))
     except train_stages.RunStopped as stopped:
         print(stopped, file=sys.stderr)
         if options.json:
-            print(json.dumps(stopped.facts, ensure_ascii=False))
+            _print_json(stopped.facts)
         return STOPPED
-    except UserError as error:
-        if options.debug:
-            raise
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
-        return 1
     except KeyboardInterrupt:
-        print(f"interrupted; {_GOES_ON.get(options.command, 'the same command starts again')}", file=sys.stderr)
+        said = f"interrupted; {_GOES_ON.get(options.command, 'the same command starts again')}"
+        print(said, file=sys.stderr)
+        if options.json:
+            _print_json({"error": said})
         return 130
     except Exception as error:  # the border to people: whatever it is, one line, and --debug for the rest
+        text = str(error)
+        if not isinstance(error, UserError):
+            text = f"{type(error).__name__}: {' '.join(text.split())} (--debug shows where)"
+        code = _failed(text, options.json, exit_code=1)
         if options.debug:
             raise
-        text = f"error: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)"
-        print(text, file=sys.stderr)
-        return 1
+        return code
     if options.json:
-        print(json.dumps(facts, ensure_ascii=False))
+        _print_json(facts)
     return 0
+
+
+def _failed(text: str, as_json: bool, exit_code: int) -> int:
+    """Say what is wrong, to people and, where it is asked for, to programs."""
+    text = text.encode(errors="backslashreplace").decode()  # a path or a row may have what is no UTF-8
+    Console(stderr=True, soft_wrap=True).print(f"error: {text}", style="red", markup=False, highlight=False)
+    if as_json:
+        _print_json({"error": text})
+    return exit_code
+
+
+def _print_json(facts: dict[str, Any]) -> None:
+    # Half of a surrogate pair, which a reason may quote, is no UTF-8; its escape is the same in JSON.
+    print(json.dumps(facts, ensure_ascii=False).encode(errors="backslashreplace").decode())
 
 
 def _leave(signal_number: int, _: Any) -> None:
     sys.exit(128 + signal_number)
 
 
-def _run(options: argparse.Namespace, config: RunConfig, console: Console) -> dict[str, Any]:
+def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    if options.command == "inspect":
+        store = find_store(options.config, options.overrides)
+        return stages.inspect_stage(store, console, options.source, options.n, options.html)
+    config = load_run(options.config, options.overrides)
+    if options.command != "fetch":
+        config = use_lock(config)
     match options.command:
         case "fetch":
             return stages.fetch_stage(config, console)
@@ -106,6 +122,14 @@ def _run(options: argparse.Namespace, config: RunConfig, console: Console) -> di
             return quickstart(config, console, min(2, _ranks(options)))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Leaves mistakes to `main`, which says them."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
 def _ranks(options: argparse.Namespace) -> int:
     ranks: int = default_ranks() if options.ranks is None else options.ranks
     check_ranks(ranks)
@@ -113,9 +137,7 @@ def _ranks(options: argparse.Namespace) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="shardtune", description="Supervised fine-tuning, from conversations to a model."
-    )
+    parser = _Parser(prog="shardtune", description="Supervised fine-tuning, from conversations to a model.")
     parser.add_argument("--version", action="version", version=f"shardtune {metadata.version('shardtune')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     first = commands.add_parser("quickstart", help="the whole way once, offline, in a few minutes", epilog=_OVERRIDES)
@@ -125,7 +147,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         stage.add_argument("config", metavar="CONFIG|RUN", help="a YAML file, or the folder of a run")
     _add_inspect(commands)
     for name, command in commands.choices.items():
-        command.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
+        command.add_argument(
+            "--json",
+            action="store_true",
+            help='print one JSON object as the last line of stdout; of a failure {"error": …}',
+        )
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if name in ("quickstart", "plan", "train"):
             command.add_argument("--ranks", type=int, help="processes; by default one per GPU, without GPUs two")
@@ -143,7 +169,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options, rest = parser.parse_known_args(arguments)
     options.overrides = [argument for argument in rest if not argument.startswith("-")]
     if unknown := [argument for argument in rest if argument.startswith("-")]:
-        parser.error(f"unknown option {unknown[0]}; see shardtune {options.command} --help")
+        commands.choices[options.command].error(f"unknown option {unknown[0]}")
     return options
 
 

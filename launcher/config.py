@@ -27,7 +27,8 @@ class RunConfig(Section):
     """The run's folder is `runs/NAME`: letters, digits, `.`, `_`, `-`."""
     runs: Location = "runs"
     """The folder of all runs."""
-    model: ModelConfig
+    model: ModelConfig = ModelConfig()
+    """Needed from `train` on."""
     data: DataConfig
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -1,6 +1,9 @@
 """What `fetch` pinned, for the commands after it."""
 
-from data_tools.files import is_hub_id
+from pathlib import Path
+
+from data_tools.errors import UserError
+from data_tools.files import is_hub_id, near_path
 from data_tools.hub import cached, look_up
 from data_tools.lock import LOCK_FILE, Lock
 from launcher.config import RunConfig
@@ -26,6 +29,34 @@ def use_lock(config: RunConfig) -> RunConfig:
 
 
 def require_model(config: RunConfig) -> None:
+    """Training needs a model; what is wrong with its name is said before anything is planned.
+
+    Raises:
+        UserError: none is given, or there is no such folder.
+    """
+    if not config.model.is_given:
+        raise UserError(
+            "model is missing; set model.path to a folder or hub id, or model.config={architecture: llama, …} for "
+            "random weights"
+        )
+    check_model_path(config)
+
+
+def check_model_path(config: RunConfig) -> None:
+    """A model that is neither here nor can be on the hub.
+
+    Raises:
+        UserError: it is so.
+    """
+    path = config.model.path
+    if path is not None and not is_hub_id(path) and not Path(path).exists():
+        raise UserError(
+            f"model.path: there is no folder {path}{near_path(path)}, and it is not the id of a hub (owner/name); "
+            f"check the path"
+        )
+
+
+def find_model(config: RunConfig) -> None:
     """Ask the hub for a model that is not here, once: transformers would try again and again where nobody answers.
 
     Raises:

@@ -1,16 +1,19 @@
 """What `shardtune plan` shows: how long documents are, what is taken of every source, and what training will see."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from data_tools.inspect import visible
+from data_tools.inspect import tell_duplicates, visible
 from data_tools.mirror import naming_damage
+from data_tools.mixture import repeats
 from data_tools.plan import PackPlan, PlanSettings
-from data_tools.rejects import REJECTS, reject_reasons
+from data_tools.rejects import REJECTS, RejectReason, reason_lines, reject_reasons
 from data_tools.store import TokenStore
 
 _REASONS = {
@@ -20,7 +23,8 @@ _REASONS = {
     "duplicate": "duplicate",
     "not_taken": "not taken",
 }
-_MOST_REASONS = 5
+_PADDING = 0.1
+"""More rows of an embedding than tokens, as a share: up to here they are padding, or kept for tokens to come."""
 
 
 def show_lengths(report: dict[str, Any], max_length: int, console: Console) -> None:
@@ -53,10 +57,13 @@ def show_rows(facts: dict[str, Any], console: Console) -> None:
         f"{_count(facts['rows_in'], 'row')} read: {facts['rows_out']:,} in the store, {facts['rejected']:,} rejected, "
         f"{facts['dropped']:,} dropped"
     )
-    for reason in facts["reasons"][:_MOST_REASONS]:
-        console.print(f"  [yellow]{reason['count']:,} {reason['kind']}[/]: {escape(visible(reason['reason']))}")
-    if (more := len(facts["reasons"]) - _MOST_REASONS) > 0:
-        console.print(f"  and for {_count(more, 'rarer reason')}; see rejects.jsonl")
+    show_reasons([RejectReason(**reason) for reason in facts["reasons"]], console)
+
+
+def show_reasons(reasons: list[RejectReason], console: Console) -> None:
+    """Why rows are not in the store, below their number."""
+    for line in reason_lines(reasons):
+        console.print(Text(f"  {visible(line)}", "yellow"))
 
 
 def show_sources(sources: list[dict[str, Any]], console: Console) -> None:
@@ -75,8 +82,14 @@ def show_sources(sources: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-def plan_facts(plan: PackPlan, store: TokenStore, ranks: int, packs_per_micro_batch: int) -> dict[str, Any]:
-    """What a plan comes to, for people and for `--json`; without a complete step its imbalance is None."""
+def plan_facts(
+    plan: PackPlan, store: TokenStore, ranks: int, packs_per_micro_batch: int, embedding_rows: int | None = None
+) -> dict[str, Any]:
+    """What a plan comes to, for people and for `--json`; without a complete step its imbalance is None.
+
+    Args:
+        embedding_rows: of the model, where it is known.
+    """
     sources = plan.facts["sources"]
     tokens, trained = int(plan.train.tokens.sum()), int(plan.train.trained.sum())
     with naming_damage(store.folder):
@@ -84,7 +97,7 @@ def plan_facts(plan: PackPlan, store: TokenStore, ranks: int, packs_per_micro_ba
     return {
         "plan": str(plan.folder),
         **{key: store.manifest["totals"][key] for key in ("rows_in", "rows_out", "rejected", "dropped")},
-        "reasons": [{"count": reason.count, "kind": reason.kind, "reason": reason.reason} for reason in reasons],
+        "reasons": [asdict(reason) for reason in reasons],
         "packs": len(plan.train),
         "validation_packs": len(plan.validation),
         "fill": round(plan.fill, 5),
@@ -99,10 +112,13 @@ def plan_facts(plan: PackPlan, store: TokenStore, ranks: int, packs_per_micro_ba
         "trained_tokens": trained,
         "trained_share": round(trained / tokens, 5),
         "left_out": {reason: sum(source[reason] for source in sources) for reason in _REASONS},
+        "duplicates": int(repeats(store.index["digest"]).sum()),
         "pieces_without_labels": plan.facts["pieces_without_labels"],
         "tokens_in_rows_without_labels": plan.facts["tokens_in_rows_without_labels"]["train"],
         "sources": sources,
         "lengths": plan.facts["lengths"],
+        "vocab_size": store.vocab_size,
+        "embedding_rows": embedding_rows,
         "attention_cost": plan.settings.attention_cost,
         "store_bytes": _bytes(store.folder),
         "plan_bytes": _bytes(plan.folder),
@@ -122,8 +138,17 @@ def show_plan(facts: dict[str, Any], plan: PackPlan, ranks: int, console: Consol
         f"{_balance(facts, settings, ranks)}; "
         f"on disk: tokens {_megabytes(facts['store_bytes'])}, plan {_megabytes(facts['plan_bytes'])}"
     )
+    rows, tokens = facts["embedding_rows"] or 0, facts["vocab_size"]
+    if rows > tokens * (1 + _PADDING):
+        console.print(
+            f"[yellow]the embedding of the model has {rows:,} rows[/], of which the {tokens:,} tokens of the tokenizer "
+            f"leave {rows - tokens:,} unused; take the model's own tokenizer, or leave model.config.vocab_size out"
+        )
     if not facts["validation_packs"]:
         console.print(_no_validation(settings, sum(source["documents"] for source in facts["sources"])))
+    if (duplicates := facts["duplicates"]) and not settings.deduplicate:
+        told = tell_duplicates(duplicates, sum(source["documents"] for source in facts["sources"]))
+        console.print(told, style="yellow", highlight=False)
     if longer := facts["too_long"]:
         done = {"drop": "left out", "truncate": "truncated", "split": "split"}[settings.too_long]
         console.print(

@@ -14,6 +14,7 @@ from rich.panel import Panel
 
 from launcher import stages, train_stages
 from launcher.config import RunConfig
+from launcher.pins import require_model
 from launcher.run_folder import newest_checkpoint
 
 RECIPE = str(Path(__file__).parent.parent / "configs" / "recipes" / "quickstart.yaml")
@@ -22,6 +23,7 @@ RECIPE = str(Path(__file__).parent.parent / "configs" / "recipes" / "quickstart.
 def quickstart(config: RunConfig, console: Console, ranks: int) -> dict[str, Any]:
     """Run every stage and show an answer before and after; a run that is there already stays as it is."""
     started = time.perf_counter()
+    require_model(config)
     config = _with_free_name(config)
     facts: dict[str, Any] = {
         "prepare": stages.prepare_stage(config, console),

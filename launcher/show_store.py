@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from data_tools.inspect import Inspection, ShownDocument, SourceFacts, length_bins, visible
+from data_tools.rejects import reason_lines
 
 _TRAINED, _WEIGHTED, _UNTRAINED = Style.parse("green"), Style.parse("yellow"), Style.parse("dim")
 _CONTROL = Style.parse("bold reverse")
-_REASONS = 5
 _NARROWEST_NAME = 12
 
 
@@ -23,10 +23,10 @@ def show_store(found: Inspection, console: Console) -> None:
     if len(found.lengths):
         console.print()
         console.print(_length_table(found))
-    for reason in found.rejects[:_REASONS]:
-        console.print(Text(f"{reason.count:,} rows {reason.kind}: {visible(reason.reason)}", "yellow"))
-    if len(found.rejects) > _REASONS:
-        console.print(f"… and {len(found.rejects) - _REASONS:,} rarer reasons; see rejects.jsonl", highlight=False)
+    if found.duplicates:
+        console.print(Text(found.duplicates_told, "yellow"))
+    for line in reason_lines(found.rejects):
+        console.print(Text(visible(line), "yellow"))
     for name, proof in found.proofs.items():
         console.print(Text(visible(f"{name}: {_checked(proof)}; {proof['text']}")))
     marks = ("", "") if console.color_system else ("⟦", "⟧")

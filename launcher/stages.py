@@ -2,6 +2,7 @@
 
 import importlib.util
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.markup import escape
 from data_tools.lock import LOCK_FILE, Pin
 from data_tools.store import MANIFEST, write_json
 from launcher.config import RunConfig, save_run
-from launcher.pins import require_model
+from launcher.pins import check_model_path, find_model
 from launcher.run_folder import check_same_run, planned_attention_cost
 
 
@@ -48,7 +49,10 @@ def _what_was_fetched(pins: list[Pin]) -> list[str]:
 
 def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
     """Conversations → token store."""
+    from data_tools.mirror import naming_damage
     from data_tools.prepare import prepare
+    from data_tools.rejects import REJECTS, reject_reasons
+    from launcher.plan_report import show_reasons
     from launcher.progress import tokenizing
 
     started = time.perf_counter()
@@ -69,12 +73,20 @@ def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
             f"[yellow]the template rewrites earlier turns of {totals['rewritten']:,} rows[/], of which "
             f"data.on_rewrite={config.data.on_rewrite} keeps what can be learnt"
         )
+    with naming_damage(store.folder):
+        reasons = reject_reasons(store.file(REJECTS))
     if refused := totals["rejected"] + totals["dropped"]:
         console.print(
             f"[yellow]{totals['rejected']:,} rows rejected, {totals['dropped']:,} dropped[/]; "
-            f"the reasons of all {refused:,} are in {store.folder / 'rejects.jsonl'}"
+            f"the reasons of all {refused:,} are in {store.folder / REJECTS}"
         )
-    return {"store": str(store.folder), **totals, "seconds": round(seconds, 2)}
+        show_reasons(reasons, console)
+    return {
+        "store": str(store.folder),
+        **totals,
+        "reasons": [asdict(reason) for reason in reasons],
+        "seconds": round(seconds, 2),
+    }
 
 
 def _what_was_read(sources: list[dict[str, Any]]) -> list[str]:
@@ -117,21 +129,23 @@ def plan_stage(config: RunConfig, console: Console, ranks: int, everything: bool
     from sft.schedule import micro_batches_per_step
 
     micro_batches_per_step(config.train, ranks)
+    check_model_path(config)
     check_same_run(config)
     store = open_store(config.store)
     check_asked(store.folder, store.manifest["asked"], config.data.asked())
     record = config.folder / "plan" / VERIFIED
     verified = verify_store(store, record, everything)
     show_lengths(length_report(store.index["length"], config.data.max_length), config.data.max_length, console)
-    settings = PlanSettings.of(
-        config.data, config.train.packs_per_step, config.train.seed, _attention_cost(config, store)
-    )
+    attention, embedding_rows = _of_model(config, store)
+    settings = PlanSettings.of(config.data, config.train.packs_per_step, config.train.seed, attention)
     plan = make_plan(store, settings, config.folder / "plan")
     stale, read = stale_sources(config.data, store, record)
     write_json(record, {**verified, **read})
     save_run(config)
-    facts = plan_facts(plan, store, ranks, config.train.packs_per_micro_batch)
+    facts = plan_facts(plan, store, ranks, config.train.packs_per_micro_batch, embedding_rows)
     show_plan(facts, plan, ranks, console)
+    if not config.model.is_given:
+        console.print("no model is given, so attention counts as in one of 8 billion parameters; train plans again")
     if stale:
         console.print(
             f"[yellow]changed since `shardtune prepare`[/]: the files of {escape(', '.join(stale))}; the plan is of "
@@ -140,12 +154,15 @@ def plan_stage(config: RunConfig, console: Console, ranks: int, everything: bool
     return {**facts, "stale_sources": stale}
 
 
-def _attention_cost(config: RunConfig, store: Any) -> float:
-    """From the model, wherever torch is there to know it; mistakes in `model` are said before ranks are started."""
+def _of_model(config: RunConfig, store: Any) -> tuple[float, int | None]:
+    """What attention costs, and the rows of the embedding, wherever there is a model, and torch to know it; mistakes in
+    `model` are said before ranks are started.
+    """
     from data_tools.balance import ATTENTION_COST
 
-    if importlib.util.find_spec("torch") is None:
-        return planned_attention_cost(config) or ATTENTION_COST
+    planned = planned_attention_cost(config)
+    if not config.model.is_given or importlib.util.find_spec("torch") is None:
+        return planned or ATTENTION_COST, None
     from data_tools.tokenizer import load_tokenizer
     from sft.cost import attention_cost
     from sft.lora import check_packages
@@ -153,8 +170,9 @@ def _attention_cost(config: RunConfig, store: Any) -> float:
     from sft.own_code import empty_model
 
     check_packages(config.model)
-    require_model(config)
+    find_model(config)
     tokenizer = load_tokenizer(str(store.folder / "tokenizer"))
     model_config = load_config(config.model, tokenizer, store.vocab_size, store.added_tokens)
     check_length(model_config, config.data.max_length)
-    return planned_attention_cost(config) or attention_cost(empty_model(config.model, model_config))
+    rows = int(model_config.get_text_config().vocab_size)
+    return planned or attention_cost(empty_model(config.model, model_config)), rows

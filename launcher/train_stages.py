@@ -9,6 +9,7 @@ from rich.console import Console
 
 from data_tools.store import write_json
 from launcher.config import RunConfig
+from launcher.pins import require_model
 from launcher.run_folder import check_may_start, read_status, summary
 from launcher.stages import plan_stage
 from sft.record import STATUS
@@ -27,6 +28,7 @@ class RunStopped(Exception):
 
 def train_stage(config: RunConfig, console: Console, ranks: int, resuming: bool) -> dict[str, Any]:
     """Token store → checkpoints and metrics; plans first, which takes no time."""
+    require_model(config)
     check_may_start(config, resuming)
     plan_stage(config, console, ranks, everything=False)
     return train_planned(config, console, ranks, resuming)

@@ -26,7 +26,7 @@ class LoraConfig(Section):
 
 
 class ModelConfig(Section):
-    """Which model is trained: an existing one (`path`), or random weights (`config`)."""
+    """Which model is trained: an existing one (`path`), or random weights (`config`); neither: none yet."""
 
     path: Location | None = None
     """A folder or hub id of a causal language model."""
@@ -46,10 +46,15 @@ class ModelConfig(Section):
     attention: Literal["auto", "packed", "flash_attention_2", "sdpa", "flex_attention"] = "auto"
     """How documents of a pack are kept apart; auto: `packed`, or `flex_attention` on a GPU where scores are capped."""
 
+    @property
+    def is_given(self) -> bool:
+        """Whether there is anything to train: preparing and planning need no model."""
+        return self.path is not None or self.config is not None
+
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelConfig":
-        if (self.path is None) == (self.config is None):
-            raise ValueError("give either `path` or `config`")
+        if self.path is not None and self.config is not None:
+            raise ValueError("give `path` (a model that exists) or `config` (random weights), not both")
         if self.config is not None and "architecture" not in self.config:
             raise ValueError("`config` needs `architecture`, for example `architecture: llama`")
         if self.lora is not None and self.path is None:

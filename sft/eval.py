@@ -11,7 +11,7 @@ from data_tools.chat import ChatTemplate
 from data_tools.errors import UserError
 from data_tools.files import is_hub_id
 from data_tools.piece_models import PROBES, same_ids
-from data_tools.tokenizer import load_tokenizer
+from data_tools.tokenizer import load_tokenizer, template_of
 from sft.answers import plain_attention, stop_tokens
 from sft.attention import choose_attention
 from sft.config_model import ModelConfig
@@ -50,7 +50,7 @@ def evaluate(
     found: dict[str, Any] = {"model": name, **validate(packed, run.store, run.plan, World(0, 1, device), lambda: None)}
     with torch.no_grad(), plain_attention(packed):
         if answers:
-            template = ChatTemplate(str(tokenizer.chat_template), tokenizer.special_tokens_map, run.template_date)
+            template = ChatTemplate(template_of(tokenizer), tokenizer.special_tokens_map, run.template_date)
             documents = choose_documents(run.store, run.plan, answers)
             ends, longest = stop_tokens(tokenizer, template), run.evaluate.max_new_tokens
             said = answer_documents(loaded, tokenizer, run.store, documents, ends, longest)

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from data_tools.chat import ChatTemplate
 from data_tools.errors import UserError
-from data_tools.tokenizer import load_tokenizer
+from data_tools.tokenizer import load_tokenizer, template_of
 from sft.answers import answer
 
 
@@ -31,7 +31,7 @@ def generate_answers(
         raise UserError(f"there is no exported model in {model_folder}; run `shardtune export` first")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(str(model_folder))
-    template = ChatTemplate(str(tokenizer.chat_template), tokenizer.special_tokens_map, today)
+    template = ChatTemplate(template_of(tokenizer), tokenizer.special_tokens_map, today)
     model = (
         AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto", trust_remote_code=trust_remote_code)
         .to(device)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_tools.chat import ChatTemplate
 from data_tools.errors import UserError
-from data_tools.tokenizer import load_tokenizer
+from data_tools.tokenizer import load_tokenizer, template_of
 from sft.answers import sample_answers
 from sft.attention import check_heads, choose_attention
 from sft.batches import Batch, make_batch, split_batch
@@ -243,7 +243,7 @@ def start_session(run: TrainingRun, world: World, signalled: Callable[[], bool])
     record = RunRecord(run.folder, run.total_steps, writes=world.is_main)
     record.status("loading", 0)
     tokenizer = load_tokenizer(str(run.store.folder / "tokenizer"))
-    template = ChatTemplate(str(tokenizer.chat_template), tokenizer.special_tokens_map, run.template_date)
+    template = ChatTemplate(template_of(tokenizer), tokenizer.special_tokens_map, run.template_date)
     loaded = _load(run, tokenizer, dtype, world)
     attention = choose_attention(run.model.attention, loaded.config, world.device)
     check_heads(loaded.config, attention, run.train.sequence_parallel)

@@ -8,6 +8,7 @@ from transformers import GenerationConfig
 
 from data_tools.chat import ChatTemplate
 from data_tools.errors import UserError
+from data_tools.tokenizer import template_of
 from sft.answers import stop_tokens
 from sft.checkpoint import best_checkpoint, checkpoint_path, newest_good_checkpoint, read_progress
 from sft.digests import find_damage
@@ -80,7 +81,7 @@ def load_trained_model(
         if adapter:
             return view
         model = view.merge_and_unload()
-    template = ChatTemplate(str(tokenizer.chat_template), tokenizer.special_tokens_map, run.template_date)
+    template = ChatTemplate(template_of(tokenizer), tokenizer.special_tokens_map, run.template_date)
     model.generation_config = _generation_config(run, tokenizer, template)
     return model
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools.changes import check_asked, check_contents
+from data_tools.config import DataConfig
 from data_tools.errors import UserError
 
 MANIFEST: dict[str, Any] = {
@@ -102,6 +103,32 @@ def test_every_change_of_what_decides_tokens_is_named(now: dict[str, Any], chang
 )
 def test_every_change_of_what_is_asked_for_is_named(now: dict[str, Any], changes: list[str]) -> None:
     assert told(check_asked, MANIFEST["asked"], now["asked"]) == changes
+
+
+def asked(tokenizer: str, path: str) -> dict[str, Any]:
+    return DataConfig.model_validate({"tokenizer": tokenizer, "sources": [{"path": path}]}).asked()
+
+
+def test_data_sets_and_tokenizers_of_two_owners_are_not_the_same() -> None:
+    before = asked("one/tokens", "one/chats")
+    assert told(check_asked, before, asked("one/tokens", "two/chats")) == [
+        "data.sources.0.path: one/chats -> two/chats"
+    ]
+    assert told(check_asked, before, asked("two/tokens", "one/chats")) == ["data.tokenizer: one/tokens -> two/tokens"]
+    check_asked(Path("here"), before, asked("one/tokens", "one/chats"))
+
+
+def test_a_copy_in_a_folder_here_or_elsewhere_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What looks like an owner may be a folder that is not on this machine; older stores have no owners at all."""
+    hub = asked("one/tokens", "one/chats")
+    for name in ("tokens", "chats"):
+        (tmp_path / "one" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    here = asked("one/tokens", "one/chats")
+    assert (here["tokenizer"], here["sources"][0]["path"]) == ("tokens", "chats")
+    for before, now in ((hub, here), (here, hub), (here, asked(str(tmp_path / "tokens"), "/elsewhere/chats"))):
+        check_asked(Path("store"), before, now)
+    assert told(check_asked, here, asked("one/others", "one/chats")) == ["data.tokenizer: tokens -> one/others"]
 
 
 VALUES = st.none() | st.integers(0, 2) | st.sampled_from(["a", "b"])

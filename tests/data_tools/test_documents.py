@@ -1,16 +1,20 @@
 """Real data of every format in one store: what each source becomes, and how much of it."""
 
 import json
+from datetime import date
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import processors
 
+from data_tools.chat import ChatTemplate
 from data_tools.config import DataConfig
+from data_tools.errors import UserError
 from data_tools.prepare import prepare
 from data_tools.store import TokenStore
-from data_tools.tokenizer import load_tokenizer
+from data_tools.tokenizer import CHATML, load_tokenizer, template_of, train_tokenizer
 from tests.conftest import write_jsonl
 
 ROWS = 24
@@ -86,3 +90,70 @@ def test_text_and_tokens_need_no_template(tmp_path: Path) -> None:
     assert [source["format"] for source in store.manifest["sources"]] == ["tokens", "text"]
     assert store.document(0).input_ids.tolist() == [1, 2, 3]
     assert store.document(0).mask_runs.tolist() == [1, 2]
+
+
+@pytest.fixture
+def untemplated(tmp_path: Path) -> Path:
+    """A tokenizer of a base model, which has no chat template and begins texts with a token."""
+    tokenizer = train_tokenizer(iter(["Beautiful is better."] * 20), 300)
+    tokenizer.chat_template = None
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", pair="<|im_start|> $A $B", special_tokens=[("<|im_start|>", 1)]
+    )
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+def prepared(tokenizer: Path, rows: dict[str, list[Any]], store: str = "tokens", **settings: Any) -> TokenStore:
+    folder = tokenizer.parent
+    sources = [{"path": str(write_jsonl(folder / f"{name}.jsonl", each))} for name, each in rows.items()]
+    values = {"sources": sources, "tokenizer": str(tokenizer), "actors": 0, **settings}
+    return prepare(DataConfig.model_validate(values), folder / store)
+
+
+PLAIN: dict[str, list[Any]] = {
+    "text": [{"text": "Beautiful is better."}] * 3,
+    "ids": [{"input_ids": [1, 200, 201]}] * 3,
+    "pairs": [{"prompt": "Beautiful", "completion": " is better."}] * 3,
+}
+
+
+def test_texts_and_tokens_ask_for_no_template_of_the_tokenizer(untemplated: Path) -> None:
+    store = prepared(untemplated, PLAIN)
+    assert [source["rows_out"] for source in store.manifest["sources"]] == [3, 3, 3]
+    saved = load_tokenizer(str(store.folder / "tokenizer"))
+    assert saved.chat_template is None
+    assert saved.decode(store.document(0).input_ids) == "<|im_start|>Beautiful is better.<|im_end|>"
+    template = ChatTemplate(template_of(saved), saved.special_tokens_map, date(2025, 1, 1))
+    assert template.prompt([{"role": "user", "content": "Beautiful"}]) == "<|im_start|>Beautiful"
+
+
+CHAT = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "Yes"}]}
+
+
+def test_conversations_need_a_template_and_the_error_names_their_source(untemplated: Path) -> None:
+    with pytest.raises(
+        UserError,
+        match=r"^the source talks has conversations, and .*/tokenizer has no chat template; "
+        r"set data\.chat_template to a Jinja file, or to chatml$",
+    ):
+        prepared(untemplated, {**PLAIN, "talks": [CHAT]})
+    odd = {"pairs": [*PLAIN["pairs"] * 30, {"prompt": CHAT["messages"][:1], "completion": CHAT["messages"][1:]}]}
+    store = prepared(untemplated, odd)  # one of many rows, beyond those that are looked at first
+    (reject,) = (json.loads(line) for line in store.file("rejects.jsonl").read_text().splitlines())
+    refused = "the chat template refuses the conversation: there is none; set data.chat_template to a Jinja file, or to"
+    assert (reject["row"], reject["reason"]) == (90, f"{refused} chatml")
+    chat = prepared(untemplated, {"talks": [CHAT]}, chat_template="chatml", store="other")
+    assert chat.manifest["totals"]["rows_out"] == 1
+
+
+def test_named_templates_of_which_none_is_the_default_are_listed(untemplated: Path) -> None:
+    (untemplated / "additional_chat_templates").mkdir()
+    for name in ("rag", "tool_use"):
+        (untemplated / "additional_chat_templates" / f"{name}.jinja").write_text(CHATML)
+    with pytest.raises(
+        UserError, match=r"has no default chat template; set data\.chat_template to one of rag, tool_use"
+    ):
+        prepared(untemplated, {"talks": [CHAT]})
+    assert prepared(untemplated, {"text": PLAIN["text"]}).manifest["totals"]["rows_out"] == 3

@@ -106,9 +106,10 @@ def test_a_broken_template_is_named_with_its_file_its_setting_and_the_line(tmp_p
 
 
 @pytest.mark.parametrize("own", [None, {"tool_use": "second"}])
-def test_no_template_is_an_error_with_advice(own: dict[str, str] | None) -> None:
-    with pytest.raises(UserError, match=r"set data\.chat_template"):
-        choose_template(own, None, "a tokenizer")
+def test_no_template_is_an_error_with_advice_where_there_are_conversations(own: dict[str, str] | None) -> None:
+    with pytest.raises(UserError, match=r"the source talks has conversations.*; set data\.chat_template"):
+        choose_template(own, None, "a tokenizer", chats_in="talks")
+    assert choose_template(own, None, "a tokenizer") is None
 
 
 def test_control_tokens_are_the_special_ones(real_data: Path) -> None:

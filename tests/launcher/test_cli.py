@@ -1,5 +1,6 @@
-"""What the command says when it is stopped."""
+"""What the command says when it fails or is stopped."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -85,3 +86,53 @@ def test_units_that_another_setting_makes_again_are_told(
     assert main([*command, "data.train_on=all"]) == 0
     said = "1 finished unit of an earlier preparation is made again: data.train_on: assistant -> all"
     assert said in capsys.readouterr().out
+
+
+COMMANDS = ["fetch", "prepare", "plan", "train", "eval", "export", "generate", "report", "inspect", "quickstart"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_with_json_an_error_is_json_too(
+    command: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same words on stderr for people; the exit code stays what it is."""
+    arguments = [command] if command == "quickstart" else [command, str(recipe)]
+    assert main([*arguments, "data.max_lenght=10"]) == 1
+    out, err = capsys.readouterr()
+    assert not out
+    assert main([*arguments, "data.max_lenght=10", "--json"]) == 1
+    out, err_with_json = capsys.readouterr()
+    assert err_with_json == err
+    assert json.loads(out) == {"error": err.removeprefix("error: ").removesuffix("\n")}
+    assert "unknown key data.max_lenght; did you mean data.max_length?" in out
+
+
+def test_with_json_a_mistyped_option_and_an_unforeseen_error_are_json_too(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["plan", str(recipe), "--jsn"]) == 2
+    assert not capsys.readouterr().out
+    assert main(["plan", str(recipe), "--rank", "many", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("usage: shardtune plan") and err.endswith(f"error: {json.loads(out)['error']}\n")
+    assert "--ranks: invalid int value: 'many'; see shardtune plan --help" in out
+
+    assert main(["plan", "half\ud800.yaml", "--json"]) == 1
+    assert r"half\ud800.yaml is neither" in json.loads(capsys.readouterr().out)["error"]
+    monkeypatch.setattr("launcher.stages.plan_stage", lambda *_: 1 // 0)
+    assert main(["plan", str(recipe), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"].startswith("ZeroDivisionError: ")
+    with pytest.raises(ZeroDivisionError):
+        main(["plan", str(recipe), "--json", "--debug"])
+    assert json.loads(capsys.readouterr().out)["error"].startswith("ZeroDivisionError: ")
+
+
+def test_with_json_an_interruption_is_json_too(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("launcher.stages.prepare_stage", interrupted)
+    assert main(["prepare", str(recipe), "--json"]) == 130
+    assert json.loads(capsys.readouterr().out)["error"].startswith("interrupted; finished units of work are kept")

@@ -87,7 +87,7 @@ def test_merge_keys_work(tmp_path: Path) -> None:
         ("train.zero.stage=4", "train.zero.stage: Input should be 0, 1, 2 or 3 (it is 4)"),
         ("train.schedule.colour=red", "valid keys: name, warmup_ratio, warmup_steps, decay_ratio, min_ratio"),
         ("data.max_length=many", "data.max_length: Input should be a valid integer"),
-        ("model.path=gpt", "model: give either `path` or `config`"),
+        ("model.path=gpt", "model: give `path` (a model that exists) or `config` (random weights), not both"),
         ("name=../x", "name: String should match pattern"),
         ("data.sources.5.split=x", "there is no place data.sources.5.split"),
         ("data.max-length=10", "unknown key data.max-length; did you mean data.max_length?"),

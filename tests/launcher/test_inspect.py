@@ -61,7 +61,7 @@ def test_what_a_document_says_does_nothing_to_a_terminal(store: TokenStore, tmp_
     shown = screen(inspect_store(made, None, 1), width=400)
     assert not re.search(ACTING, shown)
     harmless = r"\x1b[31mred\x07 [bold]b[/bold] </pre><script>alert(1)</script> \u202eevil\u2066 \x9b2J\r"
-    assert shown.count(harmless) == 6  # source, reason, proof and its text, caption, document
+    assert shown.count(harmless) == 7  # source, reason and its file, proof and its text, caption, document
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from data_tools.balance import ATTENTION_COST
 from data_tools.store import TokenStore
 from launcher.cli import main
 from tests.conftest import chats, write_jsonl
@@ -51,8 +52,13 @@ def test_rows_that_are_not_in_the_store_are_told_by_reason(
     rows: list[Any] = [*chats(40), {"messages": []}, {"messages": [{"role": "user", "content": "Only asked."}]}]
     source = write_jsonl(tmp_path / "some.jsonl", rows)
     made = [f"data.store={tmp_path / 'some'}", f"data.sources=[{{path: {source}}}]", "data.max_reject_fraction=0.5"]
-    assert main(["prepare", str(recipe), *made]) == 0
-    capsys.readouterr()
+    for said in ("prepared", "already prepared"):
+        assert main(["prepare", str(recipe), *made, "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert f"{said} 40 of 42 rows" in err
+        assert "2 rows rejected, 0 dropped; the reasons of all 2 are in" in err
+        assert f"  1 rejected: `messages` is empty (row 40 of {source})\n" in err
+        assert [reason["count"] for reason in json.loads(out)["reasons"]] == [1, 1]
     code, facts, shown = plan(*made)
     assert code == 0
     assert (facts["rows_in"], facts["rows_out"], facts["rejected"], facts["dropped"]) == (42, 40, 2, 0)
@@ -61,7 +67,27 @@ def test_rows_that_are_not_in_the_store_are_told_by_reason(
         "no assistant turn: there is nothing to learn",
     ]
     assert "42 rows read: 40 in the store, 2 rejected, 0 dropped" in shown
-    assert "1 rejected: `messages` is empty" in shown
+    assert f"1 rejected: `messages` is empty (row 40 of {source})" in shown
+    assert facts["reasons"][0]["examples"][0]["row"] == 40
+
+
+def test_exact_duplicates_are_told_with_the_setting_that_drops_them(
+    plan: Any, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_jsonl(tmp_path / "some.jsonl", [*chats(40), *chats(15), *chats(5)])
+    made = [f"data.store={tmp_path / 'some'}", f"data.sources=[{{path: {source}}}]"]
+    assert main(["prepare", str(recipe), *made]) == 0
+    capsys.readouterr()
+    told = "20 of 60 documents (33.3%) repeat an earlier one exactly; data.deduplicate=true leaves them out of the plan"
+    _, facts, shown = plan(*made)
+    assert told in shown and facts["duplicates"] == 20
+    _, facts, shown = plan(*made, "data.deduplicate=true")
+    assert "repeat an earlier one" not in shown and facts["duplicates"] == facts["left_out"]["duplicate"] == 20
+    assert main(["inspect", str(tmp_path / "some"), "--n", "0", "--html", str(tmp_path / "page.html"), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert told in err and json.loads(out)["duplicates"] == 20
+    assert told in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "repeat an earlier one" not in plan()[2]
 
 
 def test_small_data_is_told_as_it_is(plan: Any) -> None:
@@ -164,6 +190,49 @@ def test_damaged_files_are_one_line(plan: Any, store: TokenStore, tmp_path: Path
     assert shown.splitlines()[-1].startswith(f"error: the token store {tmp_path / 'copy'} is damaged (")
 
 
+@pytest.mark.parametrize("path", ["./no/model", "model", "/models/tiny", "models/tiny/model"])
+def test_a_model_that_is_not_there_is_told_before_anything_is_read(plan: Any, path: str) -> None:
+    code, facts, shown = plan(f"model={{path: {path}}}")
+    assert (code, set(facts)) == (1, {"error"})
+    assert shown == (
+        f"error: model.path: there is no folder {path}, and it is not the id of a hub (owner/name); check the path\n"
+    )
+
+
+def test_a_mistyped_model_is_told_with_the_nearest_name(plan: Any, tmp_path: Path) -> None:
+    (tmp_path / "smollm2").mkdir()
+    _, _, shown = plan(f"model={{path: {tmp_path / 'smolm2'}}}")
+    assert f"no folder {tmp_path / 'smolm2'} (did you mean {tmp_path / 'smollm2'}?), and" in shown
+
+
+def test_only_training_needs_a_model(
+    recipe: Path, plan: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = recipe.read_text(encoding="utf-8")
+    recipe.write_text(text[: text.index("model:")] + text[text.index("data:") :], encoding="utf-8")
+    assert main(["prepare", str(recipe)]) == 0
+    assert main(["inspect", str(recipe), "--n", "0"]) == 0
+    capsys.readouterr()
+    code, facts, shown = plan()
+    assert (code, facts["attention_cost"], facts["embedding_rows"]) == (0, ATTENTION_COST, None)
+    assert "no model is given, so attention counts as in one of 8 billion parameters; train plans again" in shown
+    assert main(["train", str(recipe), "--ranks", "1"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: model is missing; set model.path to a folder or hub id, or model.config=")
+    assert len(said.splitlines()) == 1, "before anything is planned"
+    _, facts, shown = plan("model={config: {architecture: llama, hidden_size: 32, num_attention_heads: 4}}")
+    assert facts["attention_cost"] != ATTENTION_COST and "no model is given" not in shown
+
+
+@pytest.mark.parametrize(("rows", "is_told"), [(400, False), (440, False), (50_000, True)])
+def test_a_vocabulary_far_smaller_than_the_embedding_is_told(plan: Any, rows: int, is_told: bool) -> None:
+    """Models are padded to rows that divide well; many more than that may mean another tokenizer."""
+    code, facts, shown = plan(f"model.config.vocab_size={rows}")
+    assert (code, facts["vocab_size"], facts["embedding_rows"]) == (0, 400, rows)
+    told = "the embedding of the model has 50,000 rows, of which the 400 tokens of the tokenizer leave 49,600 unused"
+    assert (told in shown) == ("unused" in shown) == is_told
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -175,6 +244,6 @@ def test_damaged_files_are_one_line(plan: Any, store: TokenStore, tmp_path: Path
 def test_a_plan_that_is_not_what_was_asked_for_fails(plan: Any, override: str, message: str) -> None:
     code, facts, shown = plan("data.max_length=128", override)
     assert code == 1
-    assert not facts
+    assert set(facts) == {"error"}
     assert message in shown
     assert "half have at most" in shown, "the lengths come first, so that a limit can be chosen"
