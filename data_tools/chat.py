@@ -181,6 +181,11 @@ class ChatTemplate:
         else:
             text, turns = self._finder.find(conversation, list(wanted))
             spans = [turn.span for turn in turns]
+            if any(turn.message is None for turn in turns) and any(weight != 1 for weight in wanted.values()):
+                raise RowError(
+                    "the template's generation tags do not tell the answers apart, so that `weight` would be lost; "
+                    "leave it out, or use a template with tags around every answer"
+                )
             weights = [1.0 if turn.message is None else wanted[turn.message] for turn in turns]
         check_tools(self.template, conversation, text)
         check_messages(self.template, conversation, text)
