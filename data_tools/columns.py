@@ -10,7 +10,7 @@ from typing import Any
 from data_tools.errors import RowError, UserError
 
 _TURNS = ("system", "user", "assistant")
-_KNOW_SYSTEM = {"instruction", "conversation", "conversations"}
+_KNOW_SYSTEM = {"messages", "instruction", "conversation", "conversations", "prompt"}
 """Columns of formats that have a system prompt beside them."""
 
 
@@ -39,6 +39,8 @@ def compose_columns(row: dict[str, Any], columns: dict[str, str]) -> dict[str, A
         if not _KNOW_SYSTEM & made.keys():
             raise RowError("`columns` gives `system` and no other message; give `user` and `assistant`, too")
         return made
+    if "system" in fields and turns:
+        del made["system"]  # it is the first message now
     return {**made, "messages": turns} if turns else made
 
 

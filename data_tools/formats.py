@@ -1,7 +1,7 @@
 """Rows as people store them → a conversation, plain text, or tokens.
 
-    messages           {"messages": [{"role": "user", "content": …}, …], "tools": …, "chat_template_kwargs": …}
-    sharegpt           {"conversations": [{"from": "human", "value": …}, …], "system": …, "tools": …}
+    messages           {"messages": [{"role": "user", "content": …}, …], "system": …, "tools": …, …}
+    sharegpt           {"conversations": [{"from": "human", "value": …}, …], "system": …, "tools": …, …}
     prompt_completion  {"prompt": …, "completion": …}                       both texts, or both lists of messages
     instruction        {"instruction": …, "input": …, "output" | "response": …, "system": …, "history": …}
     text               {"text": …}
@@ -118,10 +118,9 @@ class RowReader:
 
     def _conversation(self, row: Row, value: Any, column: str) -> Conversation:
         messages, weights = message_list(value, column), None
-        system = _text(row, "system", "") if column != "messages" else ""
-        parts = plain_parts(messages) if self._plain and not system else None
+        parts = plain_parts(messages) if self._plain and not row.get("system") else None
         if parts is None:
-            messages, weights = read_messages([*_system(system), *messages], self._roles)
+            messages, weights = self._read_below_system(row, messages)
             parts = plain_parts(messages)
         if "assistant" not in (parts[0] if parts else [message["role"] for message in messages]):
             raise RowError("no assistant turn: there is nothing to learn")
@@ -130,9 +129,23 @@ class RowReader:
             return Conversation(messages, None, {}, weights, None, parts)
         return Conversation(messages, _tools(tools), template_arguments(arguments), weights, None, parts)
 
+    def _read_below_system(self, row: Row, raw: list[Any]) -> tuple[list[Message], list[float] | None]:
+        """The messages and their weights; a `system` column becomes the first."""
+        (messages, weights), system = read_messages(raw, self._roles), _text(row, "system", "")
+        if not system:
+            return messages, weights
+        if messages[0]["role"] == "system":
+            raise RowError("a text in `system` beside messages that begin with a system message; give it once")
+        return [plain_message("system", system), *messages], weights and [1.0, *weights]
+
     def _prompt_completion_row(self, row: Row) -> Sample:
         prompt, completion = row.get("prompt"), row.get("completion")
         if isinstance(completion, str) and (prompt is None or isinstance(prompt, str)):
+            if row.get("system") and "prompt" not in (self._columns or {}):
+                raise RowError(
+                    "`system` has no place beside a prompt and a completion that are texts; put it in with "
+                    'columns: {prompt: "{system}\\n\\n{prompt}"}'
+                )
             return PlainText(prompt or "", completion)
         asked = message_list(prompt, "prompt") if not isinstance(prompt, str) else [plain_message("user", prompt)]
         answered = (
@@ -140,13 +153,13 @@ class RowReader:
             if not isinstance(completion, str)
             else [plain_message("assistant", completion)]
         )
-        messages, weights = read_messages([*asked, *answered], self._roles)
+        messages, weights = self._read_below_system(row, [*asked, *answered])
         return Conversation(
             messages,
             _tools(row.get("tools")),
             template_arguments(row.get("chat_template_kwargs")),
             weights,
-            len(asked),
+            len(messages) - len(answered),
             plain_parts(messages),
         )
 
