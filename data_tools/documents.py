@@ -82,7 +82,8 @@ class DocumentMaker:
             control_tokens(tokenizer),
         )
         # Before the encoder, which tells the tokenizer to add nothing.
-        self._frame = PlainTextFrame(tokenizer, making.learning.control_tokens)
+        learning = making.learning
+        self._frame = PlainTextFrame(tokenizer, learning.control_tokens, learning.train_end_of_turn)
         self._encoder = Encoder(tokenizer, making.engine)
         self._readers = [RowReader(source) for source in making.sources]
         self._vocab_size = vocabulary_size(tokenizer)
