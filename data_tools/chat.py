@@ -15,7 +15,7 @@ from data_tools.errors import RowError, UserError
 from data_tools.formats import Conversation
 from data_tools.literals import ControlTokens, without_marks
 from data_tools.lost import check_messages, check_tools
-from data_tools.messages import Message
+from data_tools.messages import Message, is_blank
 from data_tools.sandbox import CharSpan
 from data_tools.skeleton import NO_FACTS, Facts, FilledChat, Skeleton, Skeletons
 from data_tools.template import JinjaTemplate
@@ -207,7 +207,11 @@ class ChatTemplate:
         return _in_bytes(text, spans, weights, literals)
 
     def _wanted(self, conversation: Conversation) -> dict[int, float]:
-        """The messages that are learnt, and how much."""
+        """The messages that are learnt, and how much.
+
+        Raises:
+            RowError: one is blank: it would teach to end at once.
+        """
         messages = conversation.messages
         speakers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
         speakers = [number for number in speakers if number >= (conversation.completion_from or 0)]
@@ -220,7 +224,11 @@ class ChatTemplate:
             case "all" if conversation.weights:
                 raise RowError("`weight` and `train` of messages need another data.train_on than all")
         weights = conversation.weights or [1.0] * len(messages)
-        return {number: weights[number] for number in speakers if weights[number] > 0}
+        wanted = {number: weights[number] for number in speakers if weights[number] > 0}
+        for number in wanted:
+            if is_blank(messages[number]):
+                raise RowError(f"the answer is empty (message {number})")
+        return wanted
 
     def _guarded(self, conversation: Conversation) -> Conversation:
         """Find control tokens in what rows say; reject the row, or mark them so that they stay text.

@@ -15,7 +15,7 @@ from data_tools.columnar import plain_chats
 from data_tools.config import SourceConfig
 from data_tools.encode import Documents, Encoder
 from data_tools.errors import RowError
-from data_tools.formats import Conversation, PlainText, RowReader, Tokens
+from data_tools.formats import Conversation, PlainText, RowReader
 from data_tools.mirror import Mirror, worker_folder
 from data_tools.proofs import Proofs
 from data_tools.readers import Row, WorkUnit, read_blocks, read_rows
@@ -25,6 +25,7 @@ from data_tools.shard_batch import index_batch, shard_batch
 from data_tools.store import INDEX_SCHEMA, file_digest, shard_name, shard_schema, write_arrow, write_json
 from data_tools.texts import Item, filled
 from data_tools.tokenizer import PlainTextFrame, control_tokens, load_tokenizer, vocabulary_size
+from data_tools.tokens import Tokens
 
 _ROWS_AT_ONCE = 1024
 _BYTES_AT_ONCE = 2**23

@@ -28,6 +28,7 @@ from data_tools.messages import (
     plain_parts,
     read_messages,
 )
+from data_tools.tokens import Tokens, read_tokens
 
 Row = dict[str, Any]
 
@@ -56,23 +57,7 @@ class PlainText:
     completion: str
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """A row that is tokenized already."""
-
-    input_ids: list[int]
-    trained: list[bool]
-
-    @property
-    def size(self) -> int:
-        """Bytes, roughly."""
-        return 4 * len(self.input_ids)
-
-
 Sample = Conversation | PlainText | Tokens
-
-
-_MASK_COLUMNS = ("assistant_masks", "completion_mask", "loss_mask")
 
 
 class RowReader:
@@ -93,7 +78,7 @@ class RowReader:
             "prompt_completion": self._prompt_completion_row,
             "instruction": self._instruction_row,
             "text": _text_row,
-            "tokens": _tokens_row,
+            "tokens": read_tokens,
         }[source.format]
 
         as_they_are = source.format == "messages" and self._plain and not (source.function or source.columns)
@@ -146,6 +131,8 @@ class RowReader:
                     "`system` has no place beside a prompt and a completion that are texts; put it in with "
                     'columns: {prompt: "{system}\\n\\n{prompt}"}'
                 )
+            if not completion.strip():
+                raise RowError("the answer is empty (`completion`)")
             return PlainText(prompt or "", completion)
         asked = message_list(prompt, "prompt") if not isinstance(prompt, str) else [plain_message("user", prompt)]
         answered = (
@@ -274,26 +261,3 @@ def _text(row: Row, column: str, default: str | None = None) -> str:
 
 def _text_row(row: Row) -> PlainText:
     return PlainText("", _text(row, "text"))
-
-
-def _tokens_row(row: Row) -> Tokens:
-    ids = row.get("input_ids")
-    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
-        raise RowError("`input_ids` is not a list of token ids")
-    if row.get("labels") is not None:
-        labels = row["labels"]
-        if not isinstance(labels, list):
-            raise RowError("`labels` is not a list")
-        trained = [label != -100 for label in labels]
-        if len(labels) == len(ids) and any(
-            label not in (token, -100) for label, token in zip(labels, ids, strict=True)
-        ):
-            raise RowError("`labels` are not `input_ids` or -100; they must not be shifted")
-    else:
-        name = next((name for name in _MASK_COLUMNS if row.get(name) is not None), None)
-        if name and not isinstance(row[name], list):
-            raise RowError(f"`{name}` is not a list")
-        trained = [bool(flag) for flag in row[name]] if name else [True] * len(ids)
-    if len(trained) != len(ids):
-        raise RowError(f"`input_ids` has {len(ids)} tokens, its labels are {len(trained)}")
-    return Tokens(ids, trained)

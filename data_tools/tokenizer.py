@@ -231,7 +231,7 @@ class PlainTextFrame:
         except UnicodeEncodeError:
             raise RowError("the text has half of a surrogate pair, which is no Unicode text") from None
         spans = list(zip(borders[::2], borders[1::2], strict=True))
-        is_learnt = bool(prompt or completion) and borders[0] < borders[1]
+        is_learnt = bool((prompt + completion).strip()) and borders[0] < borders[1]
         return RenderedChat(encoded, spans[:1] if is_learnt else [], literals=tuple(spans[1:]))
 
     def _guarded(self, plain: PlainText) -> tuple[str, str]:

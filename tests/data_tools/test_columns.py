@@ -53,6 +53,7 @@ def test_one_system_prompt_for_all_rows(system: str, row: dict[str, Any], column
 
 def test_braces_are_written_twice() -> None:
     assert compose_columns({"x": "1"}, {"text": '{{"x": {x}}}'})["text"] == '{"x": 1}'
+    assert compose_columns({"x": "1"}, {"text": "{{x}}"})["text"] == "{x}"
 
 
 @pytest.mark.parametrize(
