@@ -175,21 +175,19 @@ class ChatTemplate:
     def _render_whole(self, conversation: Conversation) -> RenderedChat:
         """One document: the whole conversation with every wanted turn."""
         wanted = self._wanted(conversation)
-        if self.learning.train_on == "all":
-            text = self.template.text(conversation, conversation.messages)
-            spans, weights = [(0, len(text))], None
-        else:
-            text, turns = self._finder.find(conversation, list(wanted))
-            spans = [turn.span for turn in turns]
-            if any(turn.message is None for turn in turns) and any(weight != 1 for weight in wanted.values()):
-                raise RowError(
-                    "the template's generation tags do not tell the answers apart, so that `weight` would be lost; "
-                    "leave it out, or use a template with tags around every answer"
-                )
-            weights = [1.0 if turn.message is None else wanted[turn.message] for turn in turns]
+        text, turns = self._finder.find(conversation, list(wanted))
+        if any(turn.message is None for turn in turns) and any(weight != 1 for weight in wanted.values()):
+            raise RowError(
+                "the template's generation tags do not tell the answers apart, so that `weight` would be lost; "
+                "leave it out, or use a template with tags around every answer"
+            )
+        spans = [turn.span for turn in turns]
+        weights = [1.0 if turn.message is None else wanted[turn.message] for turn in turns]
+        if self.learning.train_on == "all":  # the turns only had to be there, and as the model writes them
+            spans, weights = [(0, len(text))], [1.0]
         check_tools(self.template, conversation, text)
         check_messages(self.template, conversation, text)
-        return self._document(text, spans, None if weights is None or set(weights) <= {1.0} else weights)
+        return self._document(text, spans, None if set(weights) <= {1.0} else weights)
 
     def _render_last(self, conversation: Conversation, number: int, weight: float) -> RenderedChat:
         """The conversation up to one turn, and that turn learnt."""
@@ -214,7 +212,8 @@ class ChatTemplate:
         """
         messages = conversation.messages
         speakers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-        speakers = [number for number in speakers if number >= (conversation.completion_from or 0)]
+        if self.learning.train_on != "all":
+            speakers = [number for number in speakers if number >= (conversation.completion_from or 0)]
         match self.learning.train_on:
             case "last_assistant":
                 speakers = speakers[-1:]

@@ -166,6 +166,33 @@ def test_what_becomes_of_chats_whose_earlier_turns_are_rewritten(real_data: Path
     assert learnt("split_turns") == [["First.<|im_end|>"], ["Second.<|im_end|>"]]
 
 
+def test_a_rewritten_chat_is_not_learnt_whole_either(real_data: Path) -> None:
+    """Qwen3's template drops the reasoning of earlier turns: `all` would lose it, and learn other headers."""
+    source = (real_data / "chat_templates" / "Qwen-Qwen3-0.6B.jinja").read_text(encoding="utf-8")
+    turns = [ASKED, answer("First.", **THOUGHT), ASKED_AGAIN, answer("Second.", **THOUGHT)]
+
+    def learnt(messages: list[Message], on_rewrite: str) -> list[list[str]]:
+        learning = Learning(train_on="all", on_rewrite=on_rewrite)
+        template = ChatTemplate(source, SPECIAL, date(2025, 1, 1), learning, CONTROL)
+        return [chat.learnt() for chat in template.render(Conversation(messages, parts=plain_parts(messages)))]
+
+    for messages in (turns, CHATS["turns"].messages):
+        with pytest.raises(RowError, match=r"rewrites earlier turns.*data\.on_rewrite=last_turn"):
+            learnt(messages, "error")
+    second = "<think>\nLet me think.\n</think>\n\nSecond.<|im_end|>"
+    assert learnt(turns, "last_turn") == [[second]]
+    assert learnt(turns, "split_turns") == [[second.replace("Second", "First")], [second]]
+    ((whole,),) = learnt(turns[:2], "error")
+    assert whole.startswith("<|im_start|>user\nWhat is asked?") and "Let me think." in whole
+
+
+def test_whole_chats_lose_no_answer_either() -> None:
+    losing = TEMPLATES["phi 4"].replace("message['content']", "message['content'][:3]")
+    template = ChatTemplate(losing, SPECIAL, date(2025, 1, 1), Learning(train_on="all"), CONTROL)
+    with pytest.raises(RowError, match="does not contain the answer"):
+        template.render(Conversation([user("Hi"), answer("First.")]))
+
+
 def test_an_answer_that_only_its_end_contains_is_lost() -> None:
     losing = TEMPLATES["phi 4"].replace(
         "message['content']", "(message['content'] if message['content'] != 'im' else '')"
