@@ -15,7 +15,7 @@ from data_tools.columnar import plain_chats
 from data_tools.config import SourceConfig
 from data_tools.encode import Documents, Encoder
 from data_tools.errors import RowError, UserError
-from data_tools.formats import Conversation, PlainText, RowReader, Tokens
+from data_tools.formats import Conversation, PlainText, RowReader
 from data_tools.mirror import Mirror, worker_folder
 from data_tools.proofs import Proofs
 from data_tools.readers import Row, WorkUnit, read_blocks, read_rows
@@ -34,6 +34,7 @@ from data_tools.store import (
 )
 from data_tools.texts import Item, filled
 from data_tools.tokenizer import PlainTextFrame, control_tokens, load_tokenizer, template_of, vocabulary_size
+from data_tools.tokens import Tokens
 
 _ROWS_AT_ONCE = 1024
 _BYTES_AT_ONCE = 2**23
@@ -102,7 +103,8 @@ class DocumentMaker:
             control_tokens(tokenizer),
         )
         # Before the encoder, which tells the tokenizer to add nothing.
-        self._frame = PlainTextFrame(tokenizer, making.learning.control_tokens)
+        learning = making.learning
+        self._frame = PlainTextFrame(tokenizer, learning.control_tokens, learning.train_end_of_turn)
         self._encoder = Encoder(tokenizer, making.engine)
         self._readers = [RowReader(source) for source in making.sources]
         self._vocab_size = vocabulary_size(tokenizer)
