@@ -10,7 +10,6 @@ PREPARE = [
     "datasets>=5.2,<6",
     "fsspec>=2026.2",
     "gigatoken>=0.10,<0.11",
-    "ijson>=3.4,<4",
     "jinja2>=3.1.6,<4",
     "matplotlib>=3.10,<4",
     "orjson>=3.11,<4",

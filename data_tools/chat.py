@@ -14,7 +14,7 @@ from data_tools.config import DataConfig
 from data_tools.errors import RowError, UserError
 from data_tools.formats import Conversation
 from data_tools.literals import ControlTokens, without_marks
-from data_tools.lost import check_messages, check_tools
+from data_tools.lost import check_messages, check_tool_form, check_tools
 from data_tools.messages import Message, is_blank
 from data_tools.sandbox import CharSpan
 from data_tools.skeleton import NO_FACTS, Facts, FilledChat, Skeleton, Skeletons
@@ -114,6 +114,7 @@ class ChatTemplate:
 
     def render_with_jinja(self, conversation: Conversation) -> list[RenderedChat]:
         """What `render` gives, the slow and general way."""
+        check_tool_form(self.template, conversation)
         conversation = self._guarded(conversation)
         try:
             return [self._render_whole(conversation)]

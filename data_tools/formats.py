@@ -227,7 +227,10 @@ def _tools(value: Any) -> list[Any] | None:
         return None
     if not isinstance(value, list):
         raise RowError("`tools` is not a list")
-    return [parsed_json(tool, "`tools`") for tool in value]
+    tools = [parsed_json(tool, "`tools`") for tool in value]
+    if not all(isinstance(tool, dict) for tool in tools):
+        raise RowError("`tools` is not a list of objects")
+    return tools
 
 
 _NO_ARGUMENTS = {"messages", "tools", "documents", "add_generation_prompt"}

@@ -90,6 +90,7 @@ def test_tools_come_as_objects(tools: Any) -> None:
         ({"messages": [USER, {"role": "assistant", "content": None}]}, r"message 1 \(assistant\) has no content"),
         ({"messages": [USER, {"role": "assistant", "content": 3}]}, "content is int, not text"),
         ({"messages": [USER, ANSWER], "tools": "["}, "`tools` is not JSON"),
+        ({"messages": [USER, ANSWER], "tools": ["1"]}, "`tools` is not a list of objects"),
         ({"messages": [USER, ANSWER], "chat_template_kwargs": [1]}, "is not an object"),
         ({"messages": [USER, ANSWER], "chat_template_kwargs": {"tools": []}}, "has `tools`, which is no argument"),
     ],
