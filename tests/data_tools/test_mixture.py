@@ -106,6 +106,25 @@ def test_weights_and_caps_count_exactly(rows: int, share: SourceShare, weights_b
         assert facts["taken_tokens"] + index["length"].max() >= int(min(limits))
 
 
+@pytest.mark.parametrize(
+    ("rows", "weight", "taken"),
+    [
+        (100, 0.29, 29),  # 0.29 * 100 is 28.999999999999996
+        (100, 0.57, 57),
+        (1_000, 0.001, 1),
+        (100, 1.15, 115),  # 114.99999999999999
+        (3, 0.5, 1),  # a part of a document is not taken
+        (10, 0.29, 2),
+        (10, 2.99, 29),
+    ],
+)
+def test_weights_are_multiples_of_rows_as_people_write_them(rows: int, weight: float, taken: int) -> None:
+    index = index_of([rows])
+    index["length"][:] = 10
+    _, (facts,) = mixed(index, [SourceShare(weight)], settings())
+    assert facts["taken_documents"] == taken
+
+
 def test_the_choice_depends_on_contents_and_seed_alone() -> None:
     index = index_of([300, 200])
     half = SourceShare(0.5)

@@ -86,6 +86,18 @@ def test_many_documents_leave_almost_no_space(mean: float, deviation: float, see
     assert packs.sums(lengths).max() <= 4096
 
 
+def test_both_the_worst_filled_and_the_last_packs_are_packed_again() -> None:
+    """Of these lengths the fewest packs that can be; each half alone leaves some more."""
+    long = np.clip(np.random.default_rng(2).lognormal(7.2, 1.0, 20_000), 20, 4096).astype(np.int64)
+    short = np.random.default_rng(0).integers(25, 250, 9_000)
+    for lengths, capacity in ((long, 4096), (short, 512)):
+        packs = pack_documents(lengths, capacity)
+        assert packs.sums(lengths).max() <= capacity
+        assert np.bincount(packs.documents, minlength=len(lengths)).tolist() == [1] * len(lengths)
+        assert len(packs) == math.ceil(lengths.sum() / capacity)
+        assert len(packs) > 2_000, "more than are taken apart"
+
+
 def test_the_same_lengths_give_the_same_packs() -> None:
     lengths = np.random.default_rng(1).integers(25, 250, 9_000)  # of which packs are taken apart
     assert len(pack_documents(lengths, 512)) < best_fit_decreasing(lengths.tolist(), 512)
