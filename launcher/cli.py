@@ -106,7 +106,7 @@ def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         case "prepare":
             return stages.prepare_stage(config, console)
         case "plan":
-            return stages.plan_stage(config, console, _ranks(options))
+            return stages.plan_stage(config, console, _ranks(options), gpu_memory=options.gpu_memory)
         case "train":
             return train_stages.train_stage(config, console, _ranks(options), options.resume)
         case "eval":
@@ -155,6 +155,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if name in ("quickstart", "plan", "train"):
             command.add_argument("--ranks", type=int, help="processes; by default one per GPU, without GPUs two")
+    commands.choices["plan"].add_argument(
+        "--gpu-memory",
+        type=float,
+        metavar="GIB",
+        help="of each GPU that will train: say what fits; by default of the one here",
+    )
     commands.choices["train"].add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     _add_eval_options(commands.choices["eval"])
     commands.choices["export"].add_argument(

@@ -117,8 +117,15 @@ def inspect_stage(folder: Path, console: Console, source: str | None, count: int
     return {**found.as_json(), **({"html": str(html)} if html else {})}
 
 
-def plan_stage(config: RunConfig, console: Console, ranks: int, everything: bool = True) -> dict[str, Any]:
-    """Token store → pack plan; `everything`: read the whole store, not only shards that were changed since."""
+def plan_stage(
+    config: RunConfig, console: Console, ranks: int, everything: bool = True, gpu_memory: float | None = None
+) -> dict[str, Any]:
+    """Token store → pack plan.
+
+    Args:
+        everything: read the whole store, not only shards that were changed since.
+        gpu_memory: GiB of each GPU that will train, to say what fits.
+    """
     from data_tools.changes import check_asked
     from data_tools.lengths import length_report
     from data_tools.mirror import open_store
@@ -144,6 +151,11 @@ def plan_stage(config: RunConfig, console: Console, ranks: int, everything: bool
     save_run(config)
     facts = plan_facts(plan, store, ranks, config.train.packs_per_micro_batch, embedding_rows)
     show_plan(facts, plan, ranks, console)
+    if embedding_rows is not None:
+        from launcher.memory_report import memory_facts, show_memory
+
+        facts["memory"] = memory_facts(config, plan, store, ranks, gpu_memory)
+        show_memory(facts["memory"], config, console)
     if not config.model.is_given:
         console.print("no model is given, so attention counts as in one of 8 billion parameters; train plans again")
     if stale:

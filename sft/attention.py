@@ -120,7 +120,7 @@ def _document(
         return F.scaled_dot_product_attention(
             query, key, value, mask, dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped
         )
-    key, value = _repeat_heads(key, query.shape[1]), _repeat_heads(value, query.shape[1])
+    key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
     scores = torch.tanh(scores / softcap) * softcap
     scores = scores.masked_fill(~_window_mask(query.shape[2], window, query.device), -torch.inf)
@@ -145,7 +145,7 @@ def _varlen(
         if "enable_gqa" in inspect.signature(varlen_attn).parameters:
             grouped = {"enable_gqa": True}
         else:  # before PyTorch 2.13
-            key, value = _repeat_heads(key, query.shape[1]), _repeat_heads(value, query.shape[1])
+            key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
     q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))  # [T, heads, head size]
     # The tokens seen to the left and to the right; -1: all. Nothing to the right is causal attention.
     sides = (-1 if window is None else window - 1, 0)
@@ -154,7 +154,7 @@ def _varlen(
     return attended[None]
 
 
-def _repeat_heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+def repeat_heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     """As many heads as queries have, each for a group of neighbours."""
     return tensor.repeat_interleave(heads // tensor.shape[1], 1)
 
