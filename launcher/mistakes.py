@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from datetime import date
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+
+from data_tools.errors import as_yaml
 
 Problem = Any
 """One item of `ValidationError.errors()`."""
@@ -100,7 +101,7 @@ def _example(places: Sequence[str | int], root: type[BaseModel]) -> str:
         value = dict(list(value.model_dump(mode="json").items())[:1])
     if not isinstance(value, str | int | float | date | list | tuple | dict) or value == ():
         return ""
-    return f"; for example `{names[-1]}: {_yaml(list(value) if isinstance(value, tuple) else value)}`"
+    return f"; for example `{names[-1]}: {as_yaml(list(value) if isinstance(value, tuple) else value)}`"
 
 
 def _it_is(value: Any) -> str:
@@ -109,15 +110,10 @@ def _it_is(value: Any) -> str:
 
 def _shown(value: Any) -> str:
     """A value as it stands in the file; of long ones what they are."""
-    text = _yaml(value)
+    text = "null" if value is None else as_yaml(value) or "''"
     if len(text) < _LONGEST:
         return text
     return "keys with values" if isinstance(value, dict) else f"{text[:_LONGEST]}…"
-
-
-def _yaml(value: Any) -> str:
-    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6, sort_keys=False)
-    return text.removesuffix("...\n").strip()
 
 
 def _places(location: tuple[str | int, ...], values: Any) -> list[str | int]:
