@@ -10,7 +10,6 @@ PREPARE = [
     "datasets>=5.2,<6",
     "fsspec>=2026.2",
     "gigatoken>=0.10,<0.11",
-    "ijson>=3.4,<4",
     "jinja2>=3.1.6,<4",
     "matplotlib>=3.10,<4",
     "orjson>=3.11,<4",
@@ -30,6 +29,7 @@ TRAIN = [
 ]
 LORA = ["accelerate>=1.15,<2", "peft>=0.21,<0.22"]
 TRACK = ["mlflow-skinny>=3.17,<4", "tensorboard>=2.21,<3", "trackio>=0.43,<0.44", "wandb>=0.31,<0.32"]
+LM_EVAL = ["lm_eval>=0.4.13,<0.5"]
 SCORE = ["rouge-score>=0.1.2,<0.2", "sacrebleu>=2.6,<3"]
 LAUNCH = ["rich>=14,<16"]
 DEV = [
@@ -64,7 +64,8 @@ setup(
         "lora": LORA,
         "track": TRACK,
         "score": SCORE,
-        "dev": [*PREPARE, *TRAIN, *LORA, *TRACK, *SCORE, *LAUNCH, *S3, *DEV],
+        "lm-eval": LM_EVAL,
+        "dev": [*PREPARE, *TRAIN, *LORA, *TRACK, *SCORE, *LM_EVAL, *LAUNCH, *S3, *DEV],
     },
-    entry_points={"console_scripts": ["shardtune = launcher.cli:main"]},
+    entry_points={"console_scripts": ["shardtune = launcher.__main__:main"]},
 )

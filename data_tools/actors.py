@@ -59,7 +59,7 @@ def make_on_actors(making: Making, units: list[WorkUnit], actors: int) -> Iterat
         pool = [remote_maker.options(scheduling_strategy="SPREAD").remote(making) for _ in range(fitting)]
         for record in _share_out(ray, pool, units):
             if not is_remote(making.store):
-                for name in record.files:
+                for name in record.blake3:
                     _wait_until_seen(Path(making.store) / name)
             yield record
     except (ray.exceptions.RayError, ConnectionError) as error:

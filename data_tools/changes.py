@@ -40,6 +40,11 @@ def check_contents(store: Path, before: Settings, now: Settings) -> None:
     Raises:
         UserError: something differs.
     """
+    _refuse(store, content_changes(before, now))
+
+
+def content_changes(before: Settings, now: Settings) -> list[str]:
+    """What differs between two preparations, of which `asked` and `settings` are given, as people say it."""
     old, new = dict(before["settings"]), dict(now["settings"])
     was, are = old.pop("sources"), new.pop("sources")
     special_tokens = _changes("the tokenizer's", old.pop("special_tokens"), new.pop("special_tokens"), " ")
@@ -51,8 +56,15 @@ def check_contents(store: Path, before: Settings, now: Settings) -> None:
     for key in digests:
         asked = list(_changes("data", {key: before["asked"][key]}, {key: now["asked"][key]}))
         changes += asked or [f"the content of data.{key}"]
-    if before["settings"] != now["settings"]:
-        _refuse(store, changes or ["a setting that another version of shardtune did not know"])
+    if before["settings"] == now["settings"]:
+        return []
+    return changes or ["a setting that another version of shardtune did not know"]
+
+
+def in_words(changes: list[str]) -> str:
+    """The first few of them."""
+    more = f", and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+    return ", ".join(changes[:_SHOWN]) + more
 
 
 def _changed_sources(before: list[Settings], now: list[Settings]) -> Iterator[str]:
@@ -106,8 +118,7 @@ def shortened(value: Any) -> str:
 def _refuse(store: Path, changes: list[str]) -> None:
     if not changes:
         return
-    more = f", and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
     raise UserError(
-        f"the token store {store} was made with other settings ({', '.join(changes[:_SHOWN])}{more}); keep it and give "
+        f"the token store {store} was made with other settings ({in_words(changes)}); keep it and give "
         f"another name=NAME or data.store=FOLDER, or delete it; then run `shardtune prepare`"
     )

@@ -14,8 +14,8 @@ from data_tools.config import DataConfig
 from data_tools.errors import RowError, UserError
 from data_tools.formats import Conversation
 from data_tools.literals import ControlTokens, without_marks
-from data_tools.lost import check_messages, check_tools
-from data_tools.messages import Message
+from data_tools.lost import check_messages, check_tool_form, check_tools
+from data_tools.messages import Message, is_blank
 from data_tools.sandbox import CharSpan
 from data_tools.skeleton import NO_FACTS, Facts, FilledChat, Skeleton, Skeletons
 from data_tools.template import JinjaTemplate
@@ -114,6 +114,7 @@ class ChatTemplate:
 
     def render_with_jinja(self, conversation: Conversation) -> list[RenderedChat]:
         """What `render` gives, the slow and general way."""
+        check_tool_form(self.template, conversation)
         conversation = self._guarded(conversation)
         try:
             return [self._render_whole(conversation)]
@@ -178,16 +179,19 @@ class ChatTemplate:
     def _render_whole(self, conversation: Conversation) -> RenderedChat:
         """One document: the whole conversation with every wanted turn."""
         wanted = self._wanted(conversation)
-        if self.learning.train_on == "all":
-            text = self.template.text(conversation, conversation.messages)
-            spans, weights = [(0, len(text))], None
-        else:
-            text, turns = self._finder.find(conversation, list(wanted))
-            spans = [turn.span for turn in turns]
-            weights = [1.0 if turn.message is None else wanted[turn.message] for turn in turns]
+        text, turns = self._finder.find(conversation, list(wanted))
+        if any(turn.message is None for turn in turns) and any(weight != 1 for weight in wanted.values()):
+            raise RowError(
+                "the template's generation tags do not tell the answers apart, so that `weight` would be lost; "
+                "leave it out, or use a template with tags around every answer"
+            )
+        spans = [turn.span for turn in turns]
+        weights = [1.0 if turn.message is None else wanted[turn.message] for turn in turns]
+        if self.learning.train_on == "all":  # the turns only had to be there, and as the model writes them
+            spans, weights = [(0, len(text))], [1.0]
         check_tools(self.template, conversation, text)
         check_messages(self.template, conversation, text)
-        return self._document(text, spans, None if weights is None or set(weights) <= {1.0} else weights)
+        return self._document(text, spans, None if set(weights) <= {1.0} else weights)
 
     def _render_last(self, conversation: Conversation, number: int, weight: float) -> RenderedChat:
         """The conversation up to one turn, and that turn learnt."""
@@ -205,10 +209,15 @@ class ChatTemplate:
         return _in_bytes(text, spans, weights, literals)
 
     def _wanted(self, conversation: Conversation) -> dict[int, float]:
-        """The messages that are learnt, and how much."""
+        """The messages that are learnt, and how much.
+
+        Raises:
+            RowError: one is blank: it would teach to end at once.
+        """
         messages = conversation.messages
         speakers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-        speakers = [number for number in speakers if number >= (conversation.completion_from or 0)]
+        if self.learning.train_on != "all":
+            speakers = [number for number in speakers if number >= (conversation.completion_from or 0)]
         match self.learning.train_on:
             case "last_assistant":
                 speakers = speakers[-1:]
@@ -218,7 +227,11 @@ class ChatTemplate:
             case "all" if conversation.weights:
                 raise RowError("`weight` and `train` of messages need another data.train_on than all")
         weights = conversation.weights or [1.0] * len(messages)
-        return {number: weights[number] for number in speakers if weights[number] > 0}
+        wanted = {number: weights[number] for number in speakers if weights[number] > 0}
+        for number in wanted:
+            if is_blank(messages[number]):
+                raise RowError(f"the answer is empty (message {number})")
+        return wanted
 
     def _guarded(self, conversation: Conversation) -> Conversation:
         """Find control tokens in what rows say; reject the row, or mark them so that they stay text.

@@ -129,7 +129,7 @@ def plain_chats(block: pa.RecordBatch, column: str) -> PlainChats:
     starts = offsets - offsets[0]
     wrong = np.concatenate([[0], np.cumsum(~plain)])
     kept = (wrong[starts[1:]] == wrong[starts[:-1]]) & (starts[1:] > starts[:-1]) & _valid(chats)
-    kept &= ~_has_tools(block)
+    kept &= ~_has_tools(block) & ~_has_system(block)
     arguments = _arguments(block, kept)
     said_by = speakers.astype(np.uint8)
     return PlainChats(np.arange(len(block)), starts, names, said_by, contents, has_edges, arguments).only(kept)
@@ -143,6 +143,16 @@ def _has_tools(block: pa.RecordBatch) -> NDArray[np.bool_]:
         tools = pc.if_else(pc.equal(pc.list_value_length(tools), 0), None, tools)
     has_tools: NDArray[np.bool_] = _valid(tools)
     return has_tools
+
+
+def _has_system(block: pa.RecordBatch) -> NDArray[np.bool_]:
+    if "system" not in block.schema.names:
+        return np.zeros(len(block), np.bool_)
+    system = block["system"]
+    if _is_text(system.type):
+        system = pc.if_else(pc.equal(system, ""), None, system)
+    has_system: NDArray[np.bool_] = _valid(system)
+    return has_system
 
 
 def _arguments(block: pa.RecordBatch, kept: NDArray[np.bool_]) -> list[dict[str, Any]]:

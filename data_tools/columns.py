@@ -10,7 +10,7 @@ from typing import Any
 from data_tools.errors import RowError, UserError
 
 _TURNS = ("system", "user", "assistant")
-_KNOW_SYSTEM = {"instruction", "conversation", "conversations"}
+_KNOW_SYSTEM = {"messages", "instruction", "conversation", "conversations", "prompt"}
 """Columns of formats that have a system prompt beside them."""
 
 
@@ -33,12 +33,15 @@ def compose_columns(row: dict[str, Any], columns: dict[str, str]) -> dict[str, A
         name: template if name == "system" and _is_constant(row, template) else _value(row, template)
         for name, template in columns.items()
     }
-    turns = [{"role": role, "content": _text(fields[role], columns[role])} for role in _TURNS if role in fields]
+    texts = {role: _text(fields[role], columns[role]) for role in _TURNS if role in fields}
+    turns = [{"role": role, "content": text} for role, text in texts.items() if text or role != "system"]
     made = {**row, **fields}
     if [turn["role"] for turn in turns] == ["system"]:
         if not _KNOW_SYSTEM & made.keys():
             raise RowError("`columns` gives `system` and no other message; give `user` and `assistant`, too")
         return made
+    if "system" in fields and turns:
+        del made["system"]  # it is the first message now
     return {**made, "messages": turns} if turns else made
 
 
@@ -71,6 +74,9 @@ def _value(row: dict[str, Any], template: str) -> Any:
         if form or conversion or row.get(name) is None:
             raise RowError(f"there is nothing in column {name!r}, which {template!r} needs")
         parts.append(_text(row[name], name))
+    names = [name for _, name, _, _ in fields if name is not None]
+    if names and not any(_text(row[name], name).strip() for name in names) and "".join(parts).strip():
+        raise RowError(f"there is nothing in the columns of {template!r}")
     return "".join(parts)
 
 

@@ -46,7 +46,7 @@ FIELDS = (
     *("messages", "system", "user", "assistant", "tools", "chat_template_kwargs"),
     *("conversations", "conversation", "prompt", "completion", "text"),
     *("instruction", "input", "output", "response", "history"),
-    *("input_ids", "labels", "assistant_masks", "completion_mask", "loss_mask"),
+    *("input_ids", "labels", "assistant_masks", "completion_mask", "loss_mask", "attention_mask"),
 )
 """What `columns` may give: whatever some format reads (`data_tools.formats`)."""
 

@@ -14,17 +14,27 @@ from data_tools.chat_text import RenderedChat
 from data_tools.columnar import plain_chats
 from data_tools.config import SourceConfig
 from data_tools.encode import Documents, Encoder
-from data_tools.errors import RowError
-from data_tools.formats import Conversation, PlainText, RowReader, Tokens
+from data_tools.errors import RowError, UserError
+from data_tools.formats import Conversation, PlainText, RowReader
 from data_tools.mirror import Mirror, worker_folder
 from data_tools.proofs import Proofs
 from data_tools.readers import Row, WorkUnit, read_blocks, read_rows
-from data_tools.records import UnitRecord, index_name, read_record, record_name
+from data_tools.records import UnitRecord, index_name, is_whole, read_record, record_name
 from data_tools.rejects import Reject, UnitRejects, unit_rejects, writing_rejects
+from data_tools.sealed import seal
 from data_tools.shard_batch import index_batch, shard_batch
-from data_tools.store import INDEX_SCHEMA, file_digest, shard_name, shard_schema, write_arrow, write_json
+from data_tools.store import (
+    INDEX_SCHEMA,
+    file_digest,
+    folder_digests,
+    shard_name,
+    shard_schema,
+    write_arrow,
+    write_json,
+)
 from data_tools.texts import Item, filled
 from data_tools.tokenizer import PlainTextFrame, control_tokens, load_tokenizer, template_of, vocabulary_size
+from data_tools.tokens import Tokens
 
 _ROWS_AT_ONCE = 1024
 _BYTES_AT_ONCE = 2**23
@@ -38,6 +48,8 @@ class Making:
     """The folder or URI; its tokenizer is already there."""
     fingerprint: str
     """Of the whole preparation, written into records."""
+    tokenizer: dict[str, str]
+    """BLAKE3 of the tokenizer's files."""
     template_date: date
     learning: Learning
     sources: tuple[SourceConfig, ...]
@@ -64,13 +76,22 @@ class _Tally:
 
 
 class DocumentMaker:
-    """Makes shards. Holds the tokenizer and nothing that changes: any unit, in any order, gives the same bytes."""
+    """Makes shards. Holds the tokenizer and nothing that changes: any unit, in any order, gives the same bytes.
+
+    Raises:
+        UserError: the tokenizer of the store is not the one that this preparation wrote.
+    """
 
     def __init__(self, making: Making) -> None:
         self._making = making
         self._store = worker_folder(making.store)
         self._mirror = Mirror(self._store)
         self._mirror.pull_folder("tokenizer")
+        if folder_digests(self._store / "tokenizer") != making.tokenizer:
+            raise UserError(
+                f"{making.store}/tokenizer is not the one that was written for this preparation; run the same command "
+                f"again, and no other for this store at the same time"
+            )
         for name in ("shards", "units"):
             (self._store / name).mkdir(exist_ok=True)
         tokenizer = load_tokenizer(str(self._store / "tokenizer"))
@@ -82,7 +103,8 @@ class DocumentMaker:
             control_tokens(tokenizer),
         )
         # Before the encoder, which tells the tokenizer to add nothing.
-        self._frame = PlainTextFrame(tokenizer, making.learning.control_tokens)
+        learning = making.learning
+        self._frame = PlainTextFrame(tokenizer, learning.control_tokens, learning.train_end_of_turn)
         self._encoder = Encoder(tokenizer, making.engine)
         self._readers = [RowReader(source) for source in making.sources]
         self._vocab_size = vocabulary_size(tokenizer)
@@ -92,7 +114,7 @@ class DocumentMaker:
     def make_shard(self, unit: WorkUnit) -> UnitRecord:
         """Read, render, encode and write one unit; finished units are left as they are."""
         store = self._store
-        if (finished := read_record(self._mirror, unit, self._making.fingerprint)) and self._is_there(finished):
+        if (finished := read_record(self._mirror, unit, self._making.fingerprint)) and is_whole(self._mirror, finished):
             return finished
         proofs, shard = Proofs(self._template, self._encoder, unit), store / shard_name(unit.number)
         with writing_rejects(store / unit_rejects(unit.number)) as rejects:
@@ -100,6 +122,8 @@ class DocumentMaker:
             write_arrow(shard, self._schema, self._batches(unit, tally, proofs))
         index = pa.Table.from_batches(tally.index, INDEX_SCHEMA).combine_chunks()
         write_arrow(store / index_name(unit.number), INDEX_SCHEMA, index.to_batches())
+        files = [shard_name(unit.number), index_name(unit.number)]
+        files += [unit_rejects(unit.number)] if rejects.counts else []
         record = UnitRecord(
             fingerprint=self._making.fingerprint,
             cut=unit,
@@ -111,20 +135,13 @@ class DocumentMaker:
             proved=proofs.counts(tally.conversations),
             rejected=rejects.counts["rejected"],
             dropped=rejects.counts["dropped"],
-            blake3=file_digest(shard),
+            blake3={name: file_digest(store / name) for name in files},
         )
-        write_json(store / record_name(unit.number), asdict(record))
-        self._mirror.push(*record.files, record_name(unit.number))
+        write_json(store / record_name(unit.number), seal(asdict(record)))
+        self._mirror.push(*files, record_name(unit.number))
         if self._mirror.uri:
             shard.unlink()  # it is there, and may be one of very many
         return record
-
-    def _is_there(self, record: UnitRecord) -> bool:
-        """Whether the shard is what its record says; one in an object store is compared when it comes down."""
-        files = [self._store / name for name in record.files]
-        return bool(self._mirror.uri) or (
-            all(file.exists() for file in files) and file_digest(files[0]) == record.blake3
-        )
 
     def _batches(self, unit: WorkUnit, tally: _Tally, proofs: Proofs) -> Iterator[pa.RecordBatch]:
         """The unit's documents, some megabytes of text at a time."""

@@ -22,12 +22,12 @@ from transformers import PreTrainedTokenizerBase
 
 from data_tools.backends import byte_strings, load_gigatoken, plain_backend, token_lengths
 from data_tools.chat_text import RenderedChat
-from data_tools.formats import Tokens
 from data_tools.masks import Masks, label_counts, mask_runs, token_borders
 from data_tools.pieces import PieceEncoder, Places
 from data_tools.skeleton import FilledChat
 from data_tools.texts import Item, Texts, ends, texts_of
 from data_tools.tokenization_sentencepiece import SentencePieceTokenizer
+from data_tools.tokens import Tokens
 from data_tools.words import word_encoder
 
 _NONE: Mapping[int, RenderedChat | Tokens] = MappingProxyType({})

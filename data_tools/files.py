@@ -46,7 +46,6 @@ _OF_LIBRARIES = (
     ("google.auth.exceptions", "GoogleAuthError"),
     ("gcsfs.retry", "HttpError"),
     ("aiohttp", "ClientError"),
-    ("ijson.common", "JSONError"),
 )
 """Errors that are no OSError; they can only be raised once their module is there."""
 

@@ -1,7 +1,7 @@
 """Rows as people store them → a conversation, plain text, or tokens.
 
-    messages           {"messages": [{"role": "user", "content": …}, …], "tools": …, "chat_template_kwargs": …}
-    sharegpt           {"conversations": [{"from": "human", "value": …}, …], "system": …, "tools": …}
+    messages           {"messages": [{"role": "user", "content": …}, …], "system": …, "tools": …, …}
+    sharegpt           {"conversations": [{"from": "human", "value": …}, …], "system": …, "tools": …, …}
     prompt_completion  {"prompt": …, "completion": …}                       both texts, or both lists of messages
     instruction        {"instruction": …, "input": …, "output" | "response": …, "system": …, "history": …}
     text               {"text": …}
@@ -28,6 +28,7 @@ from data_tools.messages import (
     plain_parts,
     read_messages,
 )
+from data_tools.tokens import Tokens, read_tokens
 
 Row = dict[str, Any]
 
@@ -56,23 +57,7 @@ class PlainText:
     completion: str
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """A row that is tokenized already."""
-
-    input_ids: list[int]
-    trained: list[bool]
-
-    @property
-    def size(self) -> int:
-        """Bytes, roughly."""
-        return 4 * len(self.input_ids)
-
-
 Sample = Conversation | PlainText | Tokens
-
-
-_MASK_COLUMNS = ("assistant_masks", "completion_mask", "loss_mask")
 
 
 class RowReader:
@@ -93,7 +78,7 @@ class RowReader:
             "prompt_completion": self._prompt_completion_row,
             "instruction": self._instruction_row,
             "text": _text_row,
-            "tokens": _tokens_row,
+            "tokens": read_tokens,
         }[source.format]
 
         as_they_are = source.format == "messages" and self._plain and not (source.function or source.columns)
@@ -118,10 +103,9 @@ class RowReader:
 
     def _conversation(self, row: Row, value: Any, column: str) -> Conversation:
         messages, weights = message_list(value, column), None
-        system = _text(row, "system", "") if column != "messages" else ""
-        parts = plain_parts(messages) if self._plain and not system else None
+        parts = plain_parts(messages) if self._plain and not row.get("system") else None
         if parts is None:
-            messages, weights = read_messages([*_system(system), *messages], self._roles)
+            messages, weights = self._read_below_system(row, messages)
             parts = plain_parts(messages)
         if "assistant" not in (parts[0] if parts else [message["role"] for message in messages]):
             raise RowError("no assistant turn: there is nothing to learn")
@@ -130,9 +114,25 @@ class RowReader:
             return Conversation(messages, None, {}, weights, None, parts)
         return Conversation(messages, _tools(tools), template_arguments(arguments), weights, None, parts)
 
+    def _read_below_system(self, row: Row, raw: list[Any]) -> tuple[list[Message], list[float] | None]:
+        """The messages and their weights; a `system` column becomes the first."""
+        (messages, weights), system = read_messages(raw, self._roles), _text(row, "system", "")
+        if not system:
+            return messages, weights
+        if messages[0]["role"] == "system":
+            raise RowError("a text in `system` beside messages that begin with a system message; give it once")
+        return [plain_message("system", system), *messages], weights and [1.0, *weights]
+
     def _prompt_completion_row(self, row: Row) -> Sample:
         prompt, completion = row.get("prompt"), row.get("completion")
         if isinstance(completion, str) and (prompt is None or isinstance(prompt, str)):
+            if row.get("system") and "prompt" not in (self._columns or {}):
+                raise RowError(
+                    "`system` has no place beside a prompt and a completion that are texts; put it in with "
+                    'columns: {prompt: "{system}\\n\\n{prompt}"}'
+                )
+            if not completion.strip():
+                raise RowError("the answer is empty (`completion`)")
             return PlainText(prompt or "", completion)
         asked = message_list(prompt, "prompt") if not isinstance(prompt, str) else [plain_message("user", prompt)]
         answered = (
@@ -140,13 +140,13 @@ class RowReader:
             if not isinstance(completion, str)
             else [plain_message("assistant", completion)]
         )
-        messages, weights = read_messages([*asked, *answered], self._roles)
+        messages, weights = self._read_below_system(row, [*asked, *answered])
         return Conversation(
             messages,
             _tools(row.get("tools")),
             template_arguments(row.get("chat_template_kwargs")),
             weights,
-            len(asked),
+            len(messages) - len(answered),
             plain_parts(messages),
         )
 
@@ -227,7 +227,10 @@ def _tools(value: Any) -> list[Any] | None:
         return None
     if not isinstance(value, list):
         raise RowError("`tools` is not a list")
-    return [parsed_json(tool, "`tools`") for tool in value]
+    tools = [parsed_json(tool, "`tools`") for tool in value]
+    if not all(isinstance(tool, dict) for tool in tools):
+        raise RowError("`tools` is not a list of objects")
+    return tools
 
 
 _NO_ARGUMENTS = {"messages", "tools", "documents", "add_generation_prompt"}
@@ -261,26 +264,3 @@ def _text(row: Row, column: str, default: str | None = None) -> str:
 
 def _text_row(row: Row) -> PlainText:
     return PlainText("", _text(row, "text"))
-
-
-def _tokens_row(row: Row) -> Tokens:
-    ids = row.get("input_ids")
-    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
-        raise RowError("`input_ids` is not a list of token ids")
-    if row.get("labels") is not None:
-        labels = row["labels"]
-        if not isinstance(labels, list):
-            raise RowError("`labels` is not a list")
-        trained = [label != -100 for label in labels]
-        if len(labels) == len(ids) and any(
-            label not in (token, -100) for label, token in zip(labels, ids, strict=True)
-        ):
-            raise RowError("`labels` are not `input_ids` or -100; they must not be shifted")
-    else:
-        name = next((name for name in _MASK_COLUMNS if row.get(name) is not None), None)
-        if name and not isinstance(row[name], list):
-            raise RowError(f"`{name}` is not a list")
-        trained = [bool(flag) for flag in row[name]] if name else [True] * len(ids)
-    if len(trained) != len(ids):
-        raise RowError(f"`input_ids` has {len(ids)} tokens, its labels are {len(trained)}")
-    return Tokens(ids, trained)

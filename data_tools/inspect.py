@@ -14,6 +14,7 @@ from data_tools.errors import UserError
 from data_tools.mixture import repeats
 from data_tools.rejects import REJECTS, RejectReason, reject_reasons
 from data_tools.store import TokenStore
+from data_tools.verified import check_newer
 
 _COUNTED = ("rows_in", "rows_out", "rejected", "dropped", "tokens", "trained_tokens")
 
@@ -160,10 +161,11 @@ def inspect_store(store: TokenStore, source: str | None, count: int) -> Inspecti
         count: documents to decode, spread evenly over the store or the source.
 
     Raises:
-        UserError: there is no such source, `count` is below 0, or a shard with a shown document was changed.
+        UserError: there is no such source, `count` is below 0, or the store is not what was written.
     """
     if count < 0:
         raise UserError(f"--n {count}: give the number of documents to show, or 0 for the totals only")
+    check_newer(store)
     numbers = _source_numbers(store, source)
     chosen = np.flatnonzero(np.isin(store.index["source"], numbers)) if source is not None else np.arange(len(store))
     per_source = np.bincount(store.index["source"], minlength=len(store.manifest["sources"]))

@@ -14,7 +14,7 @@ def check_tools(template: JinjaTemplate, conversation: Conversation, text: str) 
     """Tools that the template never writes would be lost.
 
     Raises:
-        RowError: the name of a tool is not in the text, or there only because a message says it.
+        RowError: the name of a tool is not in the text, or there only because messages say it.
     """
     for key, value in conversation.template_arguments.items():
         if key.endswith("tools") and value and key not in template.source:
@@ -27,10 +27,28 @@ def check_tools(template: JinjaTemplate, conversation: Conversation, text: str) 
     names = [name for tool in conversation.tools if (name := _tool_name(tool)) is not None]
     lost = next((name for name in names if name not in text), None)
     said = "\n".join(texts_in(conversation.messages))
-    if lost is None and all(name in said for name in names) and _without_tools(template, conversation) == text:
-        lost = names[0] if names else ""
+    if lost is None and (not names or any(name in said for name in names)):
+        without = _without_tools(template, conversation)
+        if without is not None and not names:
+            lost = "" if without == text else None
+        elif without is not None:  # messages name it as often
+            lost = next((name for name in names if text.count(name) <= without.count(name)), None)
     if lost is not None:
         raise RowError(f"the chat template does not render the tool {lost!r}, it would be lost; use another template")
+
+
+def check_tool_form(template: JinjaTemplate, conversation: Conversation) -> None:
+    """Tools are handed over as they are, as transformers does: some templates want them wrapped.
+
+    Raises:
+        RowError: the template knows wrapped tools only, and one is not.
+    """
+    for tool in conversation.tools or []:
+        if not isinstance(tool.get("function"), dict) and template.wants_wrapped_tools:
+            raise RowError(
+                f'the chat template wants tools as {{"type": "function", "function": {{…}}}}, and {_tool_name(tool)!r} '
+                f"is a bare function; wrap it (with `function` of the source)"
+            )
 
 
 def check_messages(template: JinjaTemplate, conversation: Conversation, text: str) -> None:
@@ -62,9 +80,7 @@ def _without_tools(template: JinjaTemplate, conversation: Conversation) -> str |
         return None
 
 
-def _tool_name(tool: Any) -> str | None:
-    if not isinstance(tool, dict):
-        return None
+def _tool_name(tool: dict[str, Any]) -> str | None:
     function = tool.get("function")
     name = (function if isinstance(function, dict) else tool).get("name")
     return name if isinstance(name, str) else None

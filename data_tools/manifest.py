@@ -10,7 +10,7 @@ from data_tools.config import SourceConfig
 from data_tools.errors import UserError
 from data_tools.mirror import Mirror
 from data_tools.proofs import proof_report
-from data_tools.records import UnitRecord, read_unit_index
+from data_tools.records import UnitRecord, read_unit_index, rejects_files
 from data_tools.rejects import gather_rejects, reject_reasons, top_reasons
 from data_tools.sources import SourceFiles
 from data_tools.store import (
@@ -18,9 +18,10 @@ from data_tools.store import (
     INDEX_SCHEMA,
     MANIFEST,
     file_digest,
+    folder_digests,
     shard_name,
     write_arrow,
-    write_json,
+    write_manifest,
 )
 from data_tools.tokenizer import vocabulary_size
 
@@ -39,7 +40,7 @@ def check_rejects(store: Mirror, records: list[UnitRecord], rows: int, allowed: 
     """
     rejected = sum(record.rejected for record in records)
     if rejected > allowed * rows:
-        path = gather_rejects(store, _with_rejects(records))
+        path = gather_rejects(store, rejects_files(store, records))
         reasons = [reason for reason in reject_reasons(path) if reason.kind == "rejected"]
         raise UserError(
             f"{rejected:,} of {rows:,} rows are rejected, more than data.max_reject_fraction={allowed:g} allows: "
@@ -66,13 +67,13 @@ def write_store(
         facts: more of the manifest.
 
     Raises:
-        UserError: no row became a document.
+        UserError: no row became a document, or a unit's file was changed since.
     """
     folder = store.folder
-    rejects = gather_rejects(store, _with_rejects(records))
+    rejects = gather_rejects(store, rejects_files(store, records))
     if not any(record.documents for record in records):
         raise UserError(f"no row became a document; {top_reasons(reject_reasons(rejects))}; all of them: {rejects}")
-    index = pa.concat_tables(read_unit_index(store, record.unit) for record in records).combine_chunks()
+    index = pa.concat_tables(read_unit_index(store, record) for record in records).combine_chunks()
     write_arrow(folder / "index.arrow", INDEX_SCHEMA, index.to_batches())
     of_source = [[record for record in records if record.source == number] for number in range(len(sources))]
     manifest = {
@@ -86,15 +87,15 @@ def write_store(
         ],
         "totals": _totals(records),
         "index": file_digest(folder / "index.arrow"),
-        "tokenizer": {path.name: file_digest(path) for path in sorted((folder / "tokenizer").iterdir())},
+        "tokenizer": folder_digests(folder / "tokenizer"),
         "proofs": proof_report([record.proved for record in records], sum(record.documents for record in records)),
         "shards": [
-            {"file": shard_name(record.unit), "documents": record.documents, "blake3": record.blake3}
+            {"file": shard_name(record.unit), "documents": record.documents, "blake3": record.shard_digest}
             for record in records
         ],
     }
     _keep_only(store, [shard["file"] for shard in manifest["shards"]])
-    write_json(folder / MANIFEST, manifest)
+    write_manifest(folder, manifest)
     store.push("index.arrow", MANIFEST)
     store.remove("units")
     shutil.rmtree(folder / "units")
@@ -122,7 +123,3 @@ def _totals(records: list[UnitRecord]) -> dict[str, Any]:
     }
     assert totals["rows_in"] == totals["rows_out"] + totals["rejected"] + totals["dropped"], "a row was lost"
     return totals
-
-
-def _with_rejects(records: list[UnitRecord]) -> list[int]:
-    return sorted(record.unit for record in records if record.rejected or record.dropped)

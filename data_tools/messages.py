@@ -59,6 +59,12 @@ def plain_message(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
+def is_blank(message: Message) -> bool:
+    """Whether a message says nothing: neither content nor reasoning nor calls."""
+    said = [message.get("content"), message.get("reasoning_content"), message.get("thinking")]
+    return not message.get("tool_calls") and not any(str(part).strip() for part in said if part is not None)
+
+
 def message_list(value: Any, column: str) -> list[Any]:
     """A column of messages, or the JSON text of one.
 

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import socket
+import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,14 +43,16 @@ def local_folder(location: str) -> Path:
 
 
 def worker_folder(location: str) -> Path:
-    """Where one process makes shards: the store itself, or a folder of its own below the copy of a remote store.
+    """Where one process makes shards: the store itself, or a new folder below the copy of a remote store.
 
-    Two processes may make the same unit; on their way to an object store their files must not meet.
+    Two processes may make the same unit; on their way to an object store their files must not meet, nor those of an
+    earlier preparation, whose processes may have had the same numbers.
     """
     folder = local_folder(location)
     if is_remote(location):
-        folder = folder / "workers" / f"{socket.gethostname()}-{os.getpid()}"
-        folder.mkdir(parents=True, exist_ok=True)
+        workers = folder / "workers"
+        workers.mkdir(exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{socket.gethostname()}-{os.getpid()}-", dir=workers))
         write_text(folder / REMOTE, location.rstrip("/"))
     return folder
 
@@ -171,6 +174,12 @@ class Mirror:
         if self.uri:
             for path in self._list(name):
                 self.pull(f"{name}/{path.rpartition('/')[2]}")
+
+    def names(self, folder: str) -> set[str]:
+        """The files of a folder of the store, wherever that is."""
+        if self.uri:
+            return {path.rpartition("/")[2] for path in self._list(folder)}
+        return {path.name for path in (self.folder / folder).glob("*")}
 
     def remove(self, name: str, keep: Collection[str] = ()) -> None:
         """Delete the files of a folder there, but for some."""

@@ -10,10 +10,8 @@ documents on 2 GPUs and on 2,000, and resuming takes one integer. The first step
 that is too small is found at once.
 """
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +24,11 @@ from data_tools.errors import UserError
 from data_tools.hashing import keyed_hashes
 from data_tools.lengths import Pieces, cut_documents, length_report, wrap
 from data_tools.mixture import mix, source_facts
+from data_tools.pack_table import PackTable
 from data_tools.packing import Packs, pack_documents, stable_order
 from data_tools.plan_settings import PlanSettings, SourceShare
-from data_tools.store import TokenStore, file_digest, read_arrow, write_arrow, write_json
+from data_tools.sealed import is_sealed, read_object, seal
+from data_tools.store import TokenStore, file_digest, write_arrow, write_json
 
 __all__ = ["NO_PACK", "PLAN", "PackPlan", "PackTable", "PlanSettings", "SourceShare", "StepSize", "make_plan"]
 
@@ -70,15 +70,17 @@ def make_plan(store: TokenStore, settings: PlanSettings, folder: Path) -> "PackP
     mixture = mix(index, tokens, shares, settings)
     sources = source_facts(index, tokens, mixture, [source["name"] for source in store.manifest["sources"]])
     _check_mixture(sources, store, settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / PLAN).unlink(missing_ok=True)
-    files, lost = {}, {}
+    batches, lost = {}, {}
     for name, times in {"train": mixture.times, "validation": mixture.validation.astype(np.uint32)}.items():
         repeated = _repeated(pieces, times, index["digest"], settings.seed)
-        batch = _pack_batch(store, repeated, settings)
+        batches[name] = batch = _pack_batch(store, repeated, settings)
         lost[name] = int(repeated.lengths.sum(dtype=np.int64) - batch.column("tokens").to_numpy().sum(dtype=np.int64))
-        write_arrow(folder / f"{name}.arrow", batch.schema, [batch])
-        files[name] = file_digest(folder / f"{name}.arrow")
+    if not len(batches["train"]):
+        raise UserError(
+            f"data.packing={settings.packing}: no row of data.max_length={settings.max_length} tokens has anything to "
+            f"learn; raise it, or set data.packing=best_fit"
+        )
+    files = _write_packs(folder, batches)
     facts = {
         "format_version": FORMAT_VERSION,
         "store": store.fingerprint,
@@ -90,16 +92,24 @@ def make_plan(store: TokenStore, settings: PlanSettings, folder: Path) -> "PackP
         "tokens_in_rows_without_labels": lost,
         "sources": sources,
     }
-    facts["hash"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    write_json(folder / PLAN, facts)
+    write_json(folder / PLAN, seal(facts))
     return PackPlan(folder)
+
+
+def _write_packs(folder: Path, batches: dict[str, pa.RecordBatch]) -> dict[str, str]:
+    """Their checksums by name; who is killed here leaves no plan beside packs that it is not of."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PLAN).unlink(missing_ok=True)
+    for name, batch in batches.items():
+        write_arrow(folder / f"{name}.arrow", batch.schema, [batch])
+    return {name: file_digest(folder / f"{name}.arrow") for name in batches}
 
 
 def _is_made(store: TokenStore, settings: PlanSettings, folder: Path) -> bool:
     """Whether the folder holds this very plan, undamaged."""
-    if not (folder / PLAN).exists():
+    facts = read_object(folder / PLAN) if (folder / PLAN).exists() else None
+    if facts is None or not is_sealed(facts):
         return False
-    facts = json.loads((folder / PLAN).read_text(encoding="utf-8"))
     wanted = {"format_version": FORMAT_VERSION, "store": store.fingerprint, "settings": asdict(settings)}
     return all(facts.get(key) == value for key, value in wanted.items()) and all(
         (folder / f"{name}.arrow").exists() and file_digest(folder / f"{name}.arrow") == digest
@@ -185,21 +195,35 @@ def _pack_batch(store: TokenStore, pieces: Pieces, settings: PlanSettings) -> pa
     )
 
 
+def read_plan(folder: Path) -> dict[str, Any]:
+    """What `plan.json` says.
+
+    Raises:
+        UserError: there is no plan in the folder, it is damaged, or it was made by another version.
+    """
+    path = folder / PLAN
+    if not path.exists():
+        raise UserError(f"there is no pack plan in {folder}; run `shardtune plan` with the same configuration")
+    facts = read_object(path)
+    if facts and facts.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        raise UserError(f"{path} has another format; run `shardtune plan` again")
+    if not facts or not is_sealed(facts):
+        raise UserError(
+            f"{path} is damaged; delete it and run `shardtune plan` with the same configuration, which makes it again"
+        )
+    return facts
+
+
 class PackPlan:
     """A plan on disk, memory-mapped: any step in constant time.
 
     Raises:
-        UserError: there is no plan in the folder, or it was made by another version.
+        UserError: there is no plan in the folder, it is damaged, or it was made by another version.
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / PLAN
-        if not path.exists():
-            raise UserError(f"there is no pack plan in {folder}; run `shardtune plan` with the same configuration")
         self.folder = folder
-        self.facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if self.facts["format_version"] != FORMAT_VERSION:
-            raise UserError(f"{path} has another format; run `shardtune plan` again")
+        self.facts = read_plan(folder)
         self.settings = PlanSettings.of_json(self.facts["settings"])
         self.train = PackTable(folder / "train.arrow")
         self.validation = PackTable(folder / "validation.arrow")
@@ -259,31 +283,3 @@ class PackPlan:
 
     def _order_of_epoch(self, epoch: int) -> NDArray[np.int64]:
         return order_of_epoch(self.train.cost, self.settings.packs_per_step, self.settings.seed, epoch)
-
-
-class PackTable:
-    """The packs of one half of a plan."""
-
-    def __init__(self, path: Path) -> None:
-        self._batch = read_arrow(path)
-        self.tokens: NDArray[np.int32] = self._batch.column("tokens").to_numpy()
-        self.trained: NDArray[np.int32] = self._batch.column("trained").to_numpy()
-        self.weight: NDArray[np.float64] = self._batch.column("weight").to_numpy()
-        self.cost: NDArray[np.float64] = self._batch.column("cost").to_numpy()
-
-    def __len__(self) -> int:
-        return int(self._batch.num_rows)
-
-    @cached_property
-    def packs(self) -> Packs:
-        """The documents of every pack, without copying."""
-        column: pa.ListArray = self._batch.column("documents")
-        return Packs(column.values.to_numpy(), column.offsets.to_numpy())
-
-    @cached_property
-    def cuts(self) -> tuple[NDArray[np.int32], NDArray[np.int32]] | None:
-        """First token and length of every piece, beside `packs.documents`; None: all documents are whole."""
-        if "starts" not in self._batch.schema.names:
-            return None
-        starts, lengths = (self._batch.column(name).values.to_numpy() for name in ("starts", "lengths"))
-        return starts, lengths

@@ -31,10 +31,10 @@ from data_tools.piece_models import save_tokenizer
 from data_tools.pinned import check_sources, check_tokenizer
 from data_tools.proofs import sampled_every
 from data_tools.readers import WorkUnit
-from data_tools.records import UnitRecord, read_record
+from data_tools.records import UnitRecord
 from data_tools.rejects import REJECTS
 from data_tools.sources import SourceFiles
-from data_tools.store import MANIFEST, TokenStore, write_json
+from data_tools.store import MANIFEST, TokenStore, folder_digests, write_manifest
 from data_tools.template_choice import check_template_tokens, choose_template
 from data_tools.tokenizer import (
     PlainTextFrame,
@@ -45,12 +45,13 @@ from data_tools.tokenizer import (
     tokenizer_digest,
     train_tokenizer,
 )
+from data_tools.unfinished import Leftovers, begin, find_leftovers, remove_half_written
 
 IN_PROCESS_ROWS = 50_000
 """Below this many rows, one process is done about as soon as actors are."""
 
-OnStart = Callable[[set[int]], None]
-"""Called once, before the first unit is made, with the numbers of those that an earlier preparation finished."""
+OnStart = Callable[[Leftovers], None]
+"""Called once, before the first unit is made and any is cleared away, with what an earlier preparation finished."""
 OnUnit = Callable[[UnitRecord, int], None]
 """Called with each finished unit and the number of rows of all units."""
 
@@ -60,7 +61,7 @@ def prepare(
     store: Path,
     on_unit: OnUnit = lambda record, total: None,
     lock_file: Path | None = None,
-    on_start: OnStart = lambda kept: None,
+    on_start: OnStart = lambda left: None,
 ) -> TokenStore:
     """Make the token store, or finish it; a finished store with the same settings is only opened.
 
@@ -69,7 +70,7 @@ def prepare(
         store: the folder to write.
         on_unit: told about progress.
         lock_file: pins what is on the hub, where `fetch` wrote it.
-        on_start: told what is done already.
+        on_start: told what is done already, and what of it is of no use.
 
     Raises:
         UserError: an input is missing or empty, too many rows are rejected, no row became a document, a proof of the
@@ -86,22 +87,27 @@ def prepare(
         mirror = Mirror(store)
         with mirror.locked():
             finished = mirror.refresh()
+        if not (finished and mirror.uri):  # others, who read a finished store, write in its copy
+            remove_half_written(store)
         if finished:
             return _reopen(mirror, config, given.sources, settings)
-        kept = _tidy_up(mirror, given.units, fingerprint_of(settings))
+        made_with = {"asked": config.asked(), "settings": settings}
+        left = find_leftovers(mirror, given.units, made_with)
         engine = _choose_engine(mirror, tokenizer, config, given)
         making = Making(
             store=mirror.uri or str(store.absolute()),
             fingerprint=fingerprint_of(settings),
+            tokenizer=folder_digests(store / "tokenizer"),
             template_date=config.template_date,
             learning=Learning.of(config),
             sources=given.configs,
             engine=engine,
             sampled_every=sampled_every(sum(unit.rows for unit in given.units)),
         )
-        on_start(kept)
+        on_start(left)
+        begin(mirror, left, made_with)
         records = _make_shards(mirror, config, making, given.units, on_unit)
-        facts = {"asked": config.asked(), "settings": settings, "encoder": engine}
+        facts = {**made_with, "encoder": engine}
         write_store(mirror, given.sources, given.configs, records, tokenizer, facts)
         return open_store(store)
 
@@ -146,28 +152,18 @@ def _reopen(mirror: Mirror, config: DataConfig, sources: list[SourceFiles], sett
         "sources": [{**facts, "configured": source.configured} for facts, source in zip(made, sources, strict=True)],
     }
     if any(finished.manifest[key] != value for key, value in now.items()):
-        write_json(store / MANIFEST, {**finished.manifest, **now})
+        write_manifest(store, {**finished.manifest, **now})
         mirror.push(MANIFEST)
         finished = open_store(store)
-    return finished
-
-
-def _tidy_up(mirror: Mirror, units: list[WorkUnit], fingerprint: str) -> set[int]:
-    """Clear away what other settings left unfinished; the units that these settings have finished."""
-    finished = {unit.number for unit in units if read_record(mirror, unit, fingerprint)}
-    for folder in (mirror.folder / "shards", mirror.folder / "units"):
-        if not finished:
-            shutil.rmtree(folder, ignore_errors=True)
-            mirror.remove(folder.name)
-        folder.mkdir(exist_ok=True)
-        for leftover in folder.glob(".*.tmp"):
-            leftover.unlink()
     return finished
 
 
 def _choose_engine(mirror: Mirror, tokenizer: PreTrainedTokenizerBase, config: DataConfig, given: Input) -> str:
     """Put the tokenizer in place, and choose what encodes."""
     store = mirror.folder
+    mirror.remove("tokenizer")
+    if (store / "tokenizer").exists():
+        shutil.rmtree(store / "tokenizer")  # whatever file of another one stays would be part of this one
     save_tokenizer(tokenizer, store / "tokenizer")
     mirror.push_folder("tokenizer")
     saved = load_tokenizer(str(store / "tokenizer"))

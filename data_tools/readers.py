@@ -10,22 +10,14 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby, islice
 from typing import Any
 
-import ijson
 import orjson
 import pyarrow as pa
 
 from data_tools.columnar import arrow_blocks, open_parquet, parquet_places
 from data_tools.csv_files import csv_data, csv_header, csv_records
 from data_tools.errors import RowError, UserError
-from data_tools.files import (
-    BLANK,
-    BLOCK,
-    BYTE_ORDER_MARK,
-    Format,
-    is_compressed,
-    open_stream,
-    reading,
-)
+from data_tools.files import BLANK, BYTE_ORDER_MARK, Format, is_compressed, open_stream, reading
+from data_tools.json_arrays import array_items
 
 Row = dict[str, Any] | RowError
 """What a file holds at one row: its columns, or why it cannot be read."""
@@ -73,7 +65,7 @@ def _rows(unit: WorkUnit) -> Iterator[Row]:
         case "csv":
             return _csv_rows(unit)
         case "json":
-            return (_checked(row) for row in _from_first_row(unit, array_items(unit.file)))
+            return map(_parse_item, _from_first_row(unit, array_items(unit.file)))
         case "parquet" | "arrow":
             return (row for block in _blocks(unit) for row in _objects(block))
 
@@ -93,6 +85,15 @@ def _parse_lines(unit: WorkUnit) -> Iterator[Row]:
                 yield _parse_odd_line(line)
                 continue
             yield row if row.__class__ is dict else _checked(row)
+
+
+def _parse_item(item: bytes) -> Row:
+    """An item of an array → what a line of rows would be."""
+    try:
+        row = orjson.loads(item)
+    except orjson.JSONDecodeError:
+        return _parse_odd_line(item)
+    return _parse_odd_line(item) if _may_have_long_number(item) else _checked(row)
 
 
 def _may_have_long_number(line: bytes) -> bool:
@@ -153,14 +154,6 @@ def _checked(row: Any) -> Row:
     if isinstance(row, list):
         return RowError("not a JSON object but an array; a file that is one array of rows must be named .json")
     return row if isinstance(row, dict) else RowError("not a JSON object")
-
-
-def array_items(file: str) -> Iterator[Any]:
-    """The items of a JSON array, parsed one at a time."""
-    with open_stream(file) as stream:
-        if stream.peek(3).startswith(BYTE_ORDER_MARK):
-            stream.read(3)
-        yield from ijson.get_backend("yajl2_c").items(stream, "item", use_float=True, buf_size=BLOCK)
 
 
 @dataclass

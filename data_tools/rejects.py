@@ -87,19 +87,12 @@ def writing_rejects(path: Path) -> Iterator[UnitRejects]:
         path.unlink(missing_ok=True)  # another actor may be at the same unit
 
 
-def gather_rejects(store: Mirror, units: Iterable[int]) -> Path:
-    """Write the rejects of some units, one unit after the other, to the store's `rejects.jsonl`.
-
-    Args:
-        store: where the units are.
-        units: those that have rejects, in the order that is wanted.
-    """
+def gather_rejects(store: Mirror, parts: Iterable[Path]) -> Path:
+    """Write the rejects of some units, one file after the other, to the store's `rejects.jsonl`."""
     path = store.folder / REJECTS
     with atomically(path) as temporary, open(temporary, "wb") as whole:
-        for unit in units:
-            found = store.pull(unit_rejects(unit), again=True)
-            assert found, "the rejects are written before the record"
-            with open(store.folder / unit_rejects(unit), "rb") as part:
+        for path_of_unit in parts:
+            with open(path_of_unit, "rb") as part:
                 shutil.copyfileobj(part, whole)
     store.push(REJECTS)
     return path

@@ -1,6 +1,6 @@
 """THE CONTRACT between the halves: the token store on disk. Imports pyarrow and a hash only.
 
-    <store>/manifest.json       written last: its existence means that the store is complete
+    <store>/manifest.json       written last, with its own checksum: its existence means that the store is complete
             shards/NNNNN.arrow  one row per document (below), memory-mapped
             index.arrow         length, trained, weight, source, digest of every document: planning never sees tokens
             rejects.jsonl       every row that did not become a document, with file, row and reason
@@ -29,10 +29,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_tools.errors import UserError
+from data_tools.sealed import is_sealed, read_object, seal
 from data_tools.shards import Shard, running_totals
 from data_tools.shards import StoredDocument as StoredDocument
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MANIFEST = "manifest.json"
 
 INDEX_SCHEMA = pa.schema(
@@ -137,6 +138,11 @@ def file_digest(path: Path) -> str:
     return hasher.hexdigest()
 
 
+def folder_digests(folder: Path) -> dict[str, str]:
+    """BLAKE3 of every file of a folder, by its name."""
+    return {path.name: file_digest(path) for path in sorted(folder.iterdir())}
+
+
 Fetch = Callable[[str], bool]
 """Sees to it that a file of the store is in its folder; whether it is."""
 
@@ -145,7 +151,7 @@ class TokenStore:
     """A finished token store, memory-mapped.
 
     Raises:
-        UserError: there is no finished store in the folder, or it was made by another version.
+        UserError: there is no finished store in the folder, its manifest is damaged, or another version made it.
     """
 
     def __init__(self, folder: Path, fetch: Fetch = lambda name: True) -> None:
@@ -261,12 +267,18 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not path.exists():
         state = "is not finished" if (folder / "shards").exists() else "does not exist"
         raise UserError(f"the token store {folder} {state}; run `shardtune prepare` with the same configuration")
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise UserError(f"{path} is damaged; delete {folder} and run `shardtune prepare`") from None
-    if manifest["format_version"] != FORMAT_VERSION:
+    manifest = read_object(path)
+    version = manifest and manifest.get("format_version")
+    if version and version != FORMAT_VERSION:
         raise UserError(
-            f"{path} has format {manifest['format_version']}, this shardtune reads {FORMAT_VERSION}; prepare it again"
+            f"the token store {folder} has format {version}, this shardtune reads {FORMAT_VERSION}; keep it and give "
+            f"another name=NAME or data.store=FOLDER, or delete it; then run `shardtune prepare`"
         )
+    if not manifest or not is_sealed(manifest):
+        raise UserError(f"{path} is damaged; copy it again, or delete {folder} and run `shardtune prepare`")
     return manifest
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Finish a store: `manifest` says what is in it."""
+    write_json(folder / MANIFEST, seal(manifest))

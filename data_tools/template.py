@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, time
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import jinja2
@@ -143,6 +143,19 @@ class JinjaTemplate:
             if _PROBE in text and "None" not in text:
                 return self._no_content
         return {}
+
+    @cached_property
+    def wants_wrapped_tools(self) -> bool:
+        """Whether tools are only written where they are `{"type": "function", "function": …}`."""
+        bare = {"name": _PROBE, "description": "Probe.", "parameters": {"type": "object", "properties": {}}}
+        return self._writes_tool({"type": "function", "function": bare}) and not self._writes_tool(bare)
+
+    def _writes_tool(self, tool: dict[str, Any]) -> bool:
+        messages = [{"role": "user", "content": "Question?"}, {"role": "assistant", "content": "Answer."}]
+        try:
+            return _PROBE in self.text(Conversation(messages, [tool]), messages)
+        except RowError:
+            return False
 
     def _asked_header(self, messages: list[Message], before: str) -> str:
         try:

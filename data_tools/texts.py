@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from data_tools.chat_text import RenderedChat
 from data_tools.columnar import PlainChats
-from data_tools.formats import Tokens
 from data_tools.skeleton import FilledChat, Skeleton
+from data_tools.tokens import Tokens
 
 Item = RenderedChat | FilledChat | Tokens
 """What can become a document."""

@@ -148,17 +148,21 @@ class PlainTextFrame:
     Args:
         tokenizer: as it was loaded: an `Encoder` tells its tokenizer to add nothing.
         handling: of control tokens in texts, `data.control_tokens`.
+        train_end_of_turn: whether the end of a text is learnt.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, handling: str = "keep") -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, handling: str = "keep", train_end_of_turn: bool = True
+    ) -> None:
         self._start = tokenizer.bos_token if begins_texts(tokenizer) else ""
         self._end = tokenizer.eos_token or ""
+        self._unlearnt = "" if train_end_of_turn else self._end
         self._escapes = handling == "escape"
         known = control_tokens(tokenizer)
         self._control = ControlTokens(known) if known and handling != "keep" else None
 
     def render(self, plain: PlainText, everything: bool) -> RenderedChat:
-        """The text of a document; the completion and the end are learnt, the prompt where `everything` is.
+        """The text of a document; the completion and its end are learnt, or the prompt, too, where `everything` is.
 
         Raises:
             RowError: the text is no Unicode, or has a control token that is not to be there.
@@ -166,17 +170,19 @@ class PlainTextFrame:
         prompt, completion = self._guarded(plain)
         start = "" if (prompt or completion).startswith(self._start) else self._start
         end = "" if completion.endswith(self._end) else self._end
-        text, before = start + prompt + completion + end, len(start + prompt)
+        text = start + prompt + completion + end
+        learnt = (0, len(text)) if everything else (len(start + prompt), len(text.removesuffix(self._unlearnt)))
         literals: list[tuple[int, int]] = []
         if self._escapes:
-            text, [(_, before)], literals = without_marks(text, [(0, before)])
+            text, [learnt], literals = without_marks(text, [learnt])
         try:
-            borders = [len(text[:place].encode()) for literal in literals for place in literal]
-            learnt = (0 if everything else len(text[:before].encode()), len(encoded := text.encode()))
+            borders = [len(text[:place].encode()) for span in (learnt, *literals) for place in span]
+            encoded = text.encode()
         except UnicodeEncodeError:
             raise RowError("the text has half of a surrogate pair, which is no Unicode text") from None
-        spans = [learnt] if prompt or completion else []
-        return RenderedChat(encoded, spans, literals=tuple(zip(borders[::2], borders[1::2], strict=True)))
+        spans = list(zip(borders[::2], borders[1::2], strict=True))
+        is_learnt = bool((prompt + completion).strip()) and borders[0] < borders[1]
+        return RenderedChat(encoded, spans[:1] if is_learnt else [], literals=tuple(spans[1:]))
 
     def _guarded(self, plain: PlainText) -> tuple[str, str]:
         """Refuse control tokens in the texts, or mark them so that they stay text."""

@@ -26,7 +26,8 @@ from data_tools.files import (
     open_stream,
     reading,
 )
-from data_tools.readers import WorkUnit, array_items
+from data_tools.json_arrays import array_items
+from data_tools.readers import WorkUnit
 from data_tools.sources import SourceFiles
 
 MOST_ROWS = 2**20

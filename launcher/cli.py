@@ -25,6 +25,7 @@ _STAGES = {
     "prepare": "turn conversations into a token store",
     "plan": "pack the documents of the store into steps",
     "train": "fine-tune on this machine, one process per rank",
+    "eval": "validation loss, accuracy and scores of answers of a checkpoint or a model",
     "export": "write the newest checkpoint as a Hugging Face folder",
     "generate": "answer prompts with the exported model",
     "report": "write report.html and loss.png",
@@ -109,6 +110,9 @@ def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             return stages.plan_stage(config, console, _ranks(options))
         case "train":
             return train_stages.train_stage(config, console, _ranks(options), options.resume)
+        case "eval":
+            asked = (options.model, options.best, options.step, options.answers, options.lm_eval)
+            return train_stages.eval_stage(config, console, *asked)
         case "export":
             return train_stages.export_stage(config, console, options.best, options.adapter)
         case "generate":
@@ -153,6 +157,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         if name in ("quickstart", "plan", "train"):
             command.add_argument("--ranks", type=int, help="processes; by default one per GPU, without GPUs two")
     commands.choices["train"].add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    _add_eval_options(commands.choices["eval"])
     commands.choices["export"].add_argument(
         "--best", action="store_true", help="the checkpoint of the lowest validation loss (checkpoint.keep_best)"
     )
@@ -167,6 +172,19 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if unknown := [argument for argument in rest if argument.startswith("-")]:
         commands.choices[options.command].error(f"unknown option {unknown[0]}")
     return options
+
+
+def _add_eval_options(command: argparse.ArgumentParser) -> None:
+    which = command.add_mutually_exclusive_group()
+    which.add_argument("--best", action="store_true", help="the checkpoint of the lowest validation loss")
+    which.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step; by default the newest")
+    which.add_argument("--model", metavar="FOLDER", help="another model, for example the one before training")
+    command.add_argument(
+        "--answers", type=int, default=0, metavar="N", help="answer N held-out conversations; scored by BLEU, ROUGE-L"
+    )
+    command.add_argument(
+        "--lm-eval", type=lambda text: text.split(","), default=[], metavar="TASKS", help="tasks of lm-eval: a,folder/b"
+    )
 
 
 def _add_inspect(commands: Any) -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_tools.inspect import tell_duplicates, visible
+from data_tools.mirror import naming_damage
 from data_tools.mixture import repeats
 from data_tools.plan import PackPlan, PlanSettings
 from data_tools.rejects import REJECTS, RejectReason, reason_lines, reject_reasons
@@ -91,10 +92,12 @@ def plan_facts(
     """
     sources = plan.facts["sources"]
     tokens, trained = int(plan.train.tokens.sum()), int(plan.train.trained.sum())
+    with naming_damage(store.folder):
+        reasons = reject_reasons(store.file(REJECTS))
     return {
         "plan": str(plan.folder),
         **{key: store.manifest["totals"][key] for key in ("rows_in", "rows_out", "rejected", "dropped")},
-        "reasons": [asdict(reason) for reason in reject_reasons(store.file(REJECTS))],
+        "reasons": [asdict(reason) for reason in reasons],
         "packs": len(plan.train),
         "validation_packs": len(plan.validation),
         "fill": round(plan.fill, 5),
@@ -111,6 +114,7 @@ def plan_facts(
         "left_out": {reason: sum(source[reason] for source in sources) for reason in _REASONS},
         "duplicates": int(repeats(store.index["digest"]).sum()),
         "pieces_without_labels": plan.facts["pieces_without_labels"],
+        "tokens_in_rows_without_labels": plan.facts["tokens_in_rows_without_labels"]["train"],
         "sources": sources,
         "lengths": plan.facts["lengths"],
         "vocab_size": store.vocab_size,
@@ -152,6 +156,9 @@ def show_plan(facts: dict[str, Any], plan: PackPlan, ranks: int, console: Consol
         )
     if pieces := facts["pieces_without_labels"]:
         console.print(f"[yellow]left out: {_count(pieces, 'piece')} without labels[/]")
+    if lost := facts["tokens_in_rows_without_labels"]:
+        told = f"{_count(lost, 'token')} in rows without labels"
+        console.print(f"[yellow]left out: {told}[/] (data.packing={settings.packing})")
 
 
 def _balance(facts: dict[str, Any], settings: PlanSettings, ranks: int) -> str:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from data_tools.prepare import OnStart, OnUnit
 from data_tools.records import UnitRecord
+from data_tools.unfinished import Leftovers
 
 _SECONDS_BETWEEN_LINES = 30
 _WINDOW = 60
@@ -91,9 +92,11 @@ def tokenizing(console: Console) -> Iterator[tuple[OnStart, OnUnit]]:
     show = _bar if console.is_terminal else _lines
     with show(console) as update:
 
-        def on_start(kept: set[int]) -> None:
+        def on_start(left: Leftovers) -> None:
             nonlocal done, finished_before
-            done, finished_before = Tokenized(time.monotonic()), kept
+            if left.told:
+                console.print(left.told, style="yellow", markup=False, highlight=False)
+            done, finished_before = Tokenized(time.monotonic()), left.kept
 
         def on_unit(record: UnitRecord, total: int) -> None:
             if record.unit in finished_before:

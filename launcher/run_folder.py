@@ -5,13 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data_tools.changes import shortened
 from data_tools.errors import UserError
 from data_tools.mirror import open_store
-from data_tools.plan import PLAN, PlanSettings
-from launcher.config import RUN_FILE, RunConfig
+from data_tools.plan import PLAN, PlanSettings, read_plan
+from launcher.config import RUN_FILE, RunConfig, load_run
 from sft.record import STATUS, read_metrics
 
 _MAY_CHANGE = {
@@ -49,10 +47,11 @@ def check_same_run(config: RunConfig) -> None:
     """
     if newest_checkpoint(config.folder) is None:
         return
-    if not (config.folder / RUN_FILE).exists() or not (config.folder / "plan" / PLAN).exists():
-        raise UserError(f"{config.folder} has checkpoints, but lacks {RUN_FILE} or plan/{PLAN}; use another run name")
-    _check_plan(config)
-    before = yaml.safe_load((config.folder / RUN_FILE).read_text(encoding="utf-8"))
+    if not (config.folder / RUN_FILE).exists():
+        raise UserError(f"{config.folder} has checkpoints, but lacks {RUN_FILE}; use another run name")
+    if (config.folder / "plan" / PLAN).exists():  # without it the plan is made again, and compared by the checkpoint
+        _check_plan(config)
+    before = load_run(str(config.folder / RUN_FILE), []).model_dump(mode="json")
     now = config.model_dump(mode="json")
     for section in ("model", "train"):
         for key, value in now[section].items():
@@ -66,7 +65,7 @@ def check_same_run(config: RunConfig) -> None:
 
 def _check_plan(config: RunConfig) -> None:
     """A checkpoint goes on with the plan that it was made with."""
-    facts = json.loads((config.folder / "plan" / PLAN).read_text(encoding="utf-8"))
+    facts = read_plan(config.folder / "plan")
     now = asdict(PlanSettings.of(config.data, config.train.packs_per_step, config.train.seed))
     for key, value in now.items():
         if key != "attention_cost" and facts["settings"].get(key) != value:
@@ -81,10 +80,9 @@ def _check_plan(config: RunConfig) -> None:
 
 def planned_attention_cost(config: RunConfig) -> float | None:
     """What a run with checkpoints was planned with: it goes on with the same steps where the model is not at hand."""
-    if newest_checkpoint(config.folder) is None:
+    if newest_checkpoint(config.folder) is None or not (config.folder / "plan" / PLAN).exists():
         return None
-    facts = json.loads((config.folder / "plan" / PLAN).read_text(encoding="utf-8"))
-    return float(facts["settings"]["attention_cost"])
+    return float(read_plan(config.folder / "plan")["settings"]["attention_cost"])
 
 
 def _same(before: Any, now: Any) -> bool:

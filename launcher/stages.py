@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from data_tools.lock import LOCK_FILE, Pin
 from data_tools.store import MANIFEST, write_json
@@ -122,6 +123,7 @@ def plan_stage(config: RunConfig, console: Console, ranks: int, everything: bool
     from data_tools.lengths import length_report
     from data_tools.mirror import open_store
     from data_tools.plan import PlanSettings, make_plan
+    from data_tools.stale import stale_sources
     from data_tools.verified import VERIFIED, verify_store
     from launcher.plan_report import plan_facts, show_lengths, show_plan
     from sft.schedule import micro_batches_per_step
@@ -137,13 +139,19 @@ def plan_stage(config: RunConfig, console: Console, ranks: int, everything: bool
     attention, embedding_rows = _of_model(config, store)
     settings = PlanSettings.of(config.data, config.train.packs_per_step, config.train.seed, attention)
     plan = make_plan(store, settings, config.folder / "plan")
-    write_json(record, verified)
+    stale, read = stale_sources(config.data, store, record)
+    write_json(record, {**verified, **read})
     save_run(config)
     facts = plan_facts(plan, store, ranks, config.train.packs_per_micro_batch, embedding_rows)
     show_plan(facts, plan, ranks, console)
     if not config.model.is_given:
         console.print("no model is given, so attention counts as in one of 8 billion parameters; train plans again")
-    return facts
+    if stale:
+        console.print(
+            f"[yellow]changed since `shardtune prepare`[/]: the files of {escape(', '.join(stale))}; the plan is of "
+            f"what they were; for the new ones give another name=NAME or data.store=FOLDER and run `shardtune prepare`"
+        )
+    return {**facts, "stale_sources": stale}
 
 
 def _of_model(config: RunConfig, store: Any) -> tuple[float, int | None]:

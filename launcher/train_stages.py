@@ -1,10 +1,13 @@
 """The stages from training on, one function each: configuration in, facts out. Each imports its work when it runs."""
 
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from data_tools.store import write_json
 from launcher.config import RunConfig
 from launcher.pins import require_model
 from launcher.run_folder import check_may_start, read_status, summary
@@ -61,6 +64,43 @@ def train_planned(config: RunConfig, console: Console, ranks: int, resuming: boo
         + f" → {config.folder}"
     )
     return facts
+
+
+def eval_stage(
+    config: RunConfig,
+    console: Console,
+    model: str | None,
+    best: bool,
+    step: int | None,
+    answers: int,
+    tasks: list[str],
+) -> dict[str, Any]:
+    """Checkpoint or model → metrics on the held-out documents, kept in `evals/`."""
+    from sft.eval import evaluate
+    from sft.run import TrainingRun
+
+    run = replace(TrainingRun.open(config.folder), evaluate=config.evaluate)
+    with console.status("evaluating"):
+        found = evaluate(run, model, best, step, answers, tasks)
+    file = config.folder / "evals" / f"{Path(found['model']).name}.json"
+    file.parent.mkdir(exist_ok=True)
+    write_json(file, found)
+    for name, value in found.items():
+        if isinstance(value, float):
+            console.print(f"  {name:<32} {value:.4f}", markup=False, highlight=False)
+    if "scores" in found:
+        scores = found["scores"]
+        console.print(
+            f"  BLEU {scores['bleu']:.1f}, ROUGE-L {scores['rouge_l']:.3f} of {scores['answers']} answers, of which "
+            f"{scores['ended']} ended within {config.evaluate.max_new_tokens} tokens ({scores['signature']})",
+            markup=False,
+            highlight=False,
+        )
+    for task, results in found.get("lm_eval", {}).items():
+        numbers = (f"{name} {value:.4f}" for name, value in results.items() if isinstance(value, float))
+        console.print(f"  {task}: {', '.join(numbers)}", markup=False, highlight=False)
+    console.print(f"[green]evaluated[/] {found['model']} → {file}")
+    return found
 
 
 def export_stage(config: RunConfig, console: Console, best: bool = False, adapter: bool = False) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from data_tools.chat import ChatTemplate
 from data_tools.errors import UserError
 from data_tools.tokenizer import load_tokenizer, template_of
-from sft.evaluate import answer
+from sft.answers import answer
 
 
 def generate_answers(

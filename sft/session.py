@@ -1,6 +1,5 @@
 """A run in memory, and what the loop does with it besides optimizer steps."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,13 +10,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data_tools.chat import ChatTemplate
 from data_tools.errors import UserError
 from data_tools.tokenizer import load_tokenizer, template_of
+from sft.answers import sample_answers
 from sft.attention import check_heads, choose_attention
 from sft.batches import Batch, make_batch, split_batch
 from sft.best import best_validation, why_no_more
 from sft.checkpoint import Progress, checkpoint_path, commit_checkpoint, resume
 from sft.due import what_is_due
 from sft.engine import start_engine
-from sft.evaluate import probe_logits, same_logits, sample_answers, validation_loss
 from sft.fits import check_weights_fit
 from sft.flops import flops_of_steps, peak_flops
 from sft.heartbeat import Heart
@@ -26,6 +25,7 @@ from sft.lora import add_lora, check_packages, check_quantize
 from sft.metrics import Interval, metrics_of
 from sft.model import PackedCausalLM, check_length, compute_dtype, load_config, load_model, model_hash
 from sft.nan import check_finite
+from sft.probe import probe_logits, same_logits
 from sft.record import RunRecord
 from sft.run import TrainingRun
 from sft.schedule import learning_rate_at
@@ -33,6 +33,7 @@ from sft.self_test import check_documents_are_apart
 from sft.sequence import SequenceGroup, join_sequence_group
 from sft.stop import Stop, StopAsked
 from sft.trackers import Trackers, check_trackers
+from sft.validate import validate
 from sft.world import World
 from sft.zero import check_device, check_train
 
@@ -167,7 +168,7 @@ class Session:
 
     def _evaluate(self, progress: Progress) -> Progress:
         step = progress.step
-        loss = validation_loss(self.engine, self.run.store, self.run.plan, self.world, self._between)
+        validation = validate(self.engine, self.run.store, self.run.plan, self.world, self._between)
         settings, model = self.run.evaluate, self.engine.module
         synced = self.run.train.zero.stage == 3  # all ranks go through the layers together, to the longest answer
         answers = sample_answers(
@@ -180,9 +181,9 @@ class Session:
             synced,
             self._between,
         )
-        if loss is not None:
-            self.record.log({"step": step, "validation_loss": loss, "perplexity": math.exp(min(loss, 700.0))})
-            progress = replace(progress, validations=(*progress.validations, (step, loss)))
+        if validation:
+            self.record.log({"step": step, **validation})
+            progress = replace(progress, validations=(*progress.validations, (step, validation["validation_loss"])))
         self.record.samples(step, answers)
         return replace(progress, evaluated=True)
 

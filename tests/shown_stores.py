@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_tools.store import INDEX_SCHEMA, MANIFEST, TokenStore, file_digest, shard_schema, write_arrow, write_json
+from data_tools.store import INDEX_SCHEMA, TokenStore, file_digest, shard_schema, write_arrow, write_manifest
 
 HOSTILE = "\x1b[31mred\x07 [bold]b[/bold] </pre><script>alert(1)</script> \u202eevil\u2066 \x9b2J\r\ttab\x00"
 """Acts on terminals, on rich, on browsers and on readers, if it is let."""
@@ -41,11 +41,12 @@ def write_store(
     facts = {
         "sources": [{"name": name, **totals}],
         "totals": totals,
+        "index": file_digest(folder / "index.arrow"),
         "shards": [
             {"file": "shards/00000.arrow", "documents": count, "blake3": file_digest(folder / "shards" / "00000.arrow")}
         ],
     }
-    write_json(folder / MANIFEST, {**like.manifest, **facts, **manifest})
+    write_manifest(folder, {**like.manifest, **facts, **manifest})
     return TokenStore(folder)
 
 

@@ -9,14 +9,13 @@ import pyarrow as pa
 from data_tools.store import (
     FORMAT_VERSION,
     INDEX_SCHEMA,
-    MANIFEST,
     StoredDocument,
     TokenStore,
     file_digest,
     shard_name,
     shard_schema,
     write_arrow,
-    write_json,
+    write_manifest,
 )
 
 
@@ -56,7 +55,7 @@ def write_store(folder: Path, documents: list[StoredDocument], sources: list[int
         "sources": [{"name": f"source-{n}", "configured": position} for n, position in enumerate(configured)],
         "shards": [{"file": shard_name(0), "documents": len(documents), "blake3": file_digest(folder / shard_name(0))}],
     }
-    write_json(folder / MANIFEST, manifest)
+    write_manifest(folder, manifest)
     return TokenStore(folder)
 
 

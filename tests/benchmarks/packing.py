@@ -26,7 +26,7 @@ from rich.table import Table
 from data_tools.balance import ATTENTION_COST, costliest_first, imbalance, order_of_epoch
 from data_tools.packing import Packs, pack_documents
 from data_tools.plan import PlanSettings, make_plan
-from data_tools.store import TokenStore, write_arrow, write_json
+from data_tools.store import TokenStore, write_arrow, write_manifest
 from sft.batches import lay_out, make_batch, read_pack
 from tests.stores import random_documents, write_store
 
@@ -222,7 +222,7 @@ def opening(tokens: int) -> dict[str, Any]:
             documents += rows * len(batches)
         batch = pa.Table.from_batches(index.to_batches() * (documents // rows)).combine_chunks().to_batches()[0]
         write_arrow(folder / "index.arrow", index.schema, [batch])
-        write_json(folder / "manifest.json", {**store.manifest, "shards": many})
+        write_manifest(folder, {**store.manifest, "shards": many})
         started = time.process_time(), time.perf_counter()
         opened = TokenStore(folder)
         length = int(opened.index["length"][-1]) + len(opened.document(len(opened) - 1).input_ids)

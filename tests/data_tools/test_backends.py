@@ -15,8 +15,8 @@ from data_tools.backends import choose_encoder, load_gigatoken, plain_backend, t
 from data_tools.chat_text import RenderedChat
 from data_tools.encode import Encoder
 from data_tools.errors import UserError
-from data_tools.formats import Tokens
 from data_tools.tokenizer import load_tokenizer, train_tokenizer
+from data_tools.tokens import Tokens
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
 TEXTS = ["Hello there, how are you? é 日本", "I am fine, thank you."] * 50

@@ -84,6 +84,20 @@ def test_an_answer_does_not_pass_for_another() -> None:
         template(losing).render(Conversation(said + more))
 
 
+@pytest.mark.parametrize("weights", [[1.0, 1.0, 0.5], [1.0, 0.5, 0.5], [1.0, 1.0, 0.0]])
+def test_weights_are_not_lost_where_tags_do_not_tell_answers_apart(weights: list[float]) -> None:
+    """One pair of tags holds both answers: there is no place for the weight of one of them."""
+    joining = template(
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% elif loop.previtem.role == 'user' %}"
+        "{% generation %}{{ m.content }}{% if not loop.last %}{{ loop.nextitem.content }}{% endif %}<end>"
+        "{% endgeneration %}{% endif %}{% endfor %}"
+    )
+    chat = [{"role": role, "content": role[0]} for role in ("user", "assistant", "assistant")]
+    assert trained(joining, Conversation(chat)) == trained(joining, Conversation(chat, weights=[0.5, 1, 1]))
+    with pytest.raises(RowError, match=r"tags do not tell the answers apart, .*(`weight`|not all are learnt)"):
+        joining.render(Conversation(chat, weights=weights))
+
+
 @pytest.mark.parametrize("expression", ["messages[9].content", "messages[0].content.index('?!')", "1 // 0"])
 def test_a_template_that_fails_refuses_the_row(expression: str) -> None:
     with pytest.raises(RowError, match="refuses the conversation"):

@@ -22,6 +22,7 @@ SCHEMA = pa.schema(
         "messages": pa.list_(MESSAGE),
         "tools": pa.list_(pa.string()),
         "chat_template_kwargs": pa.struct({"enable_thinking": pa.bool_(), "custom_instructions": pa.string()}),
+        "system": pa.string(),
         "source": pa.string(),
     }
 )
@@ -47,6 +48,7 @@ row = st.fixed_dictionaries(
     {"messages": st.one_of(turn, turn, turn, st.lists(message, max_size=4), st.none())},
     optional={
         "tools": st.sampled_from([None, [], ['{"name": "f"}']]),
+        "system": st.sampled_from([None, "", "Be brief."]),
         "chat_template_kwargs": st.sampled_from([None, {"enable_thinking": True, "custom_instructions": "é {}"}]),
     },
 )
@@ -110,6 +112,11 @@ def test_plain_chats_are_told_from_others_row_by_row() -> None:
     assert chats.contents.to_pylist() == ["Hi"] * 3
     assert plain_chats(block.slice(4, 2), "messages").rows.tolist() == [1]
     assert len(plain_chats(block, "source")) == len(plain_chats(block, "other")) == 0
+
+
+def test_chats_below_a_system_column_are_no_plain_chats() -> None:
+    rows = [{"messages": [{"role": "user", "content": "Hi"}], "system": said} for said in (None, "", "Be brief.")]
+    assert plain_chats(pa.RecordBatch.from_pylist(rows, SCHEMA), "messages").rows.tolist() == [0, 1]
 
 
 def test_bytes_that_are_no_text_are_left_to_whoever_makes_objects() -> None:

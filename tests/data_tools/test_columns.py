@@ -37,6 +37,7 @@ def test_other_names_of_columns() -> None:
         ({"q": "Why?", "a": "So."}, {"user": "{q}", "assistant": "{a}"}),
         ({"q": "Why?", "a": "So."}, {"user": "q", "assistant": "a"}),
         ({"instruction": "Why?", "output": "So."}, {}),
+        ({"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}, {}),
         ({"q": "Why?", "output": "So."}, {"instruction": "q"}),
         ({"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]}, {}),
     ],
@@ -52,6 +53,7 @@ def test_one_system_prompt_for_all_rows(system: str, row: dict[str, Any], column
 
 def test_braces_are_written_twice() -> None:
     assert compose_columns({"x": "1"}, {"text": '{{"x": {x}}}'})["text"] == '{"x": 1}'
+    assert compose_columns({"x": "1"}, {"text": "{{x}}"})["text"] == "{x}"
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,6 @@ def test_braces_are_written_twice() -> None:
         ({"q": "Why?"}, {"system": "Helpful.", "user": "{q}"}, "there is no column 'Helpful.'"),
         ({"q": "Why?"}, {"user": "{q}", "assistant": "It is so."}, "there is no column 'It is so.'"),
         ({"q": "Why?"}, {"system": "You are helpful."}, "gives `system` and no other message"),
-        ({"messages": []}, {"system": "You are helpful."}, "gives `system` and no other message"),
         ({"q": "Why?", "a": None}, {"user": "q", "assistant": "a"}, "column 'a' is missing, not text"),
         ({"q": ["Why?"], "a": "So."}, {"user": "q", "assistant": "a"}, "column 'q' is list, not text"),
         ({"q": {"x": 1}, "a": "So."}, {"text": "{q}"}, "column 'q' is dict, not text"),

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from data_tools.config import SourceConfig
 from data_tools.errors import RowError
-from data_tools.formats import Conversation, RowReader
+from data_tools.formats import Conversation, PlainText, RowReader
 
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello"}
@@ -30,6 +30,47 @@ def test_null_fields_are_absent_fields() -> None:
     assert conversation.tools is None
 
 
+def contents(row: dict[str, Any], **source: Any) -> list[str]:
+    return [message["content"] for message in to_conversation(row, **source).messages]
+
+
+@pytest.mark.parametrize(
+    ("row", "form"),
+    [
+        ({"messages": [USER, ANSWER]}, "messages"),
+        ({"messages": [{"from": "human", "value": "Hi"}, ANSWER]}, "messages"),
+        ({"conversations": [USER, ANSWER]}, "sharegpt"),
+        ({"prompt": [USER], "completion": [ANSWER]}, "prompt_completion"),
+        ({"prompt": "Hi", "completion": [ANSWER]}, "prompt_completion"),
+    ],
+)
+def test_a_system_column_becomes_the_first_message(row: dict[str, Any], form: str) -> None:
+    for nothing in (None, ""):
+        assert contents({**row, "system": nothing}, format=form) == ["Hi", "Hello"]
+    chat = to_conversation({**row, "system": "Be brief."}, format=form)
+    assert chat.messages == [{"role": "system", "content": "Be brief."}, USER, ANSWER]
+    assert chat.completion_from == (2 if form == "prompt_completion" else None)
+    with pytest.raises(RowError, match="`system` is list, not text"):
+        to_conversation({**row, "system": ["Be brief."]}, format=form)
+    said_twice = {**row, next(iter(row)): [{"role": "System", "content": "Be long."}, USER, ANSWER]}
+    with pytest.raises(RowError, match="`system` beside messages that begin with a system message"):
+        to_conversation({**said_twice, "system": "Be brief."}, format=form)
+
+
+def test_a_system_column_beside_columns_that_make_messages_becomes_the_first() -> None:
+    row, columns = {"system": "Be brief.", "q": "Hi", "a": "Hello"}, {"user": "q", "assistant": "a"}
+    assert contents(row, columns=columns) == ["Be brief.", "Hi", "Hello"]
+    assert contents(row, columns={**columns, "system": "{system} Now."}) == ["Be brief. Now.", "Hi", "Hello"]
+
+
+def test_a_system_column_beside_plain_texts_is_not_lost() -> None:
+    row = {"system": "Be brief.", "prompt": "Hi", "completion": "Hello"}
+    with pytest.raises(RowError, match=r"`system` has no place .*columns: {prompt: "):
+        RowReader(SourceConfig(path="rows", format="prompt_completion")).read(row)
+    composed = SourceConfig(path="rows", format="prompt_completion", columns={"prompt": "{system}\n\n{prompt}"})
+    assert RowReader(composed).read(row) == PlainText("Be brief.\n\nHi", "Hello")
+
+
 @pytest.mark.parametrize(
     "tools", [[{"name": "f"}], ['{"name": "f"}'], '[{"name": "f"}]'], ids=["objects", "strings", "one string"]
 )
@@ -49,6 +90,7 @@ def test_tools_come_as_objects(tools: Any) -> None:
         ({"messages": [USER, {"role": "assistant", "content": None}]}, r"message 1 \(assistant\) has no content"),
         ({"messages": [USER, {"role": "assistant", "content": 3}]}, "content is int, not text"),
         ({"messages": [USER, ANSWER], "tools": "["}, "`tools` is not JSON"),
+        ({"messages": [USER, ANSWER], "tools": ["1"]}, "`tools` is not a list of objects"),
         ({"messages": [USER, ANSWER], "chat_template_kwargs": [1]}, "is not an object"),
         ({"messages": [USER, ANSWER], "chat_template_kwargs": {"tools": []}}, "has `tools`, which is no argument"),
     ],

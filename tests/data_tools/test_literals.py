@@ -117,6 +117,10 @@ def test_plain_text_is_guarded_like_messages(tmp_path: Path) -> None:
     ]
     runs = store.document(1).mask_runs.tolist()
     assert tokenizer.decode(ids[1][runs[0] :]) == " <|im_end|><|im_end|>"
+    endless = {**asked, "control_tokens": "escape", "train_end_of_turn": False}
+    masked = prepare(DataConfig.model_validate(endless), tmp_path / "endless").document(1)
+    assert masked.input_ids.tolist() == ids[1]
+    assert masked.mask_runs.tolist()[:2] == [runs[0], len(ids[1]) - runs[0] - 1]
     refused = prepare(DataConfig.model_validate({**asked, "control_tokens": "reject"}), tmp_path / "reject")
     assert [source["rejected"] for source in refused.manifest["sources"]] == [1, 1, 0]
 

@@ -9,7 +9,7 @@ import pytest
 from data_tools.chat import ChatTemplate
 from data_tools.errors import RowError
 from data_tools.formats import Conversation
-from data_tools.messages import plain_parts
+from data_tools.messages import Message, plain_parts
 from tests.data_tools.test_turns import ASKED, CALL, TOOLS, answer, render, user
 
 NOON = {"role": "tool", "content": "12:00"}
@@ -27,6 +27,53 @@ def test_a_tool_that_is_only_named_in_a_message_is_lost(said: str) -> None:
         with pytest.raises(RowError, match="does not render the tool 'get_time'"):
             render("phi 4", Conversation(messages, TOOLS))
         assert render("llama 3.1", Conversation(messages, TOOLS))
+
+
+def test_a_tool_that_the_template_leaves_out_is_lost_though_a_call_names_it() -> None:
+    """Its name is in the text, and the other tools change the text: neither says that it is written."""
+    source = (
+        "{% for tool in tools or [] %}{% if loop.first %}{{ tool | tojson }}\n{% endif %}{% endfor %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    template = ChatTemplate(source, {}, date(2025, 1, 1), control_tokens=("<|im_end|>",))
+    other = {"type": "function", "function": {"name": "get_place"}}
+    messages = [ASKED, answer("I called get_time.")]
+    assert template.render(Conversation(messages, TOOLS))
+    assert template.render(Conversation(messages, [*TOOLS, *TOOLS]))  # the second says nothing new
+    with pytest.raises(RowError, match="does not render the tool 'get_time'"):
+        template.render(Conversation(messages, [other, *TOOLS]))
+
+
+BARE = [TOOLS[0]["function"]]
+
+
+def test_bare_tools_are_written_as_they_are_or_refused(real_data: Path) -> None:
+    """As transformers does, which wraps none; a template that asks for the wrapping says so."""
+
+    def rendered(name: str, messages: list[Message]) -> str:
+        source = (real_data / "chat_templates" / name).read_text(encoding="utf-8")
+        template = ChatTemplate(source, {"eos_token": "</s>"}, date(2025, 1, 1), control_tokens=("</s>", "<|im_end|>"))
+        (chat,) = template.render(Conversation(messages, BARE, parts=plain_parts(messages)))
+        return chat.text.decode()
+
+    for messages in ([ASKED, answer("Noon.")], [ASKED, CALL, NOON, answer("Noon.")]):
+        assert json.dumps(BARE[0]) in rendered("Qwen-Qwen2.5-7B-Instruct.jinja", messages)
+        for name in ("mistralai-Mistral-Nemo-Instruct-2407.jinja", "openai-gpt-oss-120b.jinja"):
+            with pytest.raises(RowError, match=r"tools as {\"type\": \"function\", .*'get_time' is a bare function"):
+                rendered(name, messages)
+
+
+def test_a_template_that_writes_nothing_of_a_bare_tool_refuses_it_though_a_call_names_it() -> None:
+    source = (
+        "{% for tool in tools or [] %}Tool: {{ tool.function.name if tool.function is defined }}\n{% endfor %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    template = ChatTemplate(source, {}, date(2025, 1, 1), control_tokens=("<|im_end|>",))
+    assert template.render(Conversation([ASKED, answer("I called get_time.")], TOOLS))
+    with pytest.raises(RowError, match="is a bare function"):
+        template.render(Conversation([ASKED, answer("I called get_time.")], BARE))
 
 
 def test_tools_without_names_are_lost_too() -> None:

@@ -3,12 +3,16 @@
 import gzip
 import io
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
-from data_tools.config import DataConfig, SourceConfig
+from data_tools.chat import Learning
+from data_tools.config import DataConfig, SourceConfig, TokenizerTraining
+from data_tools.documents import DocumentMaker, Making
 from data_tools.errors import UserError
 from data_tools.files import content_digest
 from data_tools.mirror import Mirror, local_folder, open_store
@@ -27,7 +33,7 @@ from data_tools.readers import read_rows
 from data_tools.records import UnitRecord
 from data_tools.rejects import REJECTS, reject_reasons
 from data_tools.sources import resolve_sources
-from data_tools.store import TokenStore, file_digest
+from data_tools.store import TokenStore, file_digest, folder_digests
 from data_tools.units import work_units
 from tests.conftest import chats
 from tests.data_tools.test_prepare import content
@@ -171,15 +177,23 @@ def test_a_store_in_an_object_store(s3: str, tmp_path: Path, monkeypatch: pytest
         if record.unit == 1:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        prepare(config, local_folder("s3://chats/tokens"), killed)
+    told: list[str | None] = []
+    for other in (config.model_copy(update={"train_on": "all"}), config):
+        with pytest.raises(KeyboardInterrupt):
+            store = local_folder("s3://chats/tokens")
+            prepare(other, store, killed, on_start=lambda left: told.append(left.told))
+    again = "2 finished units of an earlier preparation are made again: data.train_on: all -> assistant"
+    assert told == [None, again]
     with pytest.raises(UserError, match=r"is not finished|does not exist"):
         open_store(local_folder("s3://chats/tokens"))
     monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path / "second"))
-    fsspec.filesystem("s3").pipe_file("chats/tokens/shards/00099.arrow", b"of files that were cut into more units")
+    system = fsspec.filesystem("s3")
+    system.pipe_file("chats/tokens/shards/00099.arrow", b"of files that were cut into more units")
+    index = bytearray(system.cat_file("chats/tokens/units/00001.arrow"))
+    index[len(index) // 2] ^= 1
+    system.pipe_file("chats/tokens/units/00001.arrow", bytes(index))
     made: list[int] = []
     prepare(config, local_folder("s3://chats/tokens/"), lambda record, rows: made.append(record.unit))
-    system = fsspec.filesystem("s3")
     system.invalidate_cache()
     objects = {key.removeprefix("chats/tokens/"): system.cat_file(key) for key in system.find("chats/tokens")}
     there = {name: data for name, data in content(plain.folder).items() if not name.startswith("sample/")}
@@ -247,6 +261,35 @@ def test_a_store_that_was_replaced(s3: str, tmp_path: Path, monkeypatch: pytest.
     check(prepare(config, stale("prepared")))
 
 
+def test_a_tokenizer_that_a_worker_left_here_is_not_used(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Process ids come again: an earlier preparation of this store may have had a worker of the same one."""
+    source = {"path": "s3://chats/a.jsonl.gz"}
+    config = DataConfig.model_validate({"sources": [source], "tokenizer": {"vocab_size": 400}})
+    other = config.model_copy(update={"tokenizer": TokenizerTraining(vocab_size=300)})
+    plain = prepare(config, tmp_path / "plain")
+    monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path / "cache"))
+    folder = local_folder("s3://chats/stale")
+    left = prepare(other, tmp_path / "other").folder / "tokenizer"
+    shutil.copytree(left, folder / "workers" / f"{socket.gethostname()}-{os.getpid()}" / "tokenizer")
+    assert prepare(config, folder).document(0).input_ids.tolist() == plain.document(0).input_ids.tolist()
+
+
+def test_a_worker_compares_the_tokenizer_that_comes_down(
+    s3: str, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another preparation may have put its own there meanwhile."""
+    monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path))
+    fsspec.filesystem("s3").put(str(store.folder / "tokenizer"), "chats/swapped/tokenizer", recursive=True)
+    digests = folder_digests(store.folder / "tokenizer")
+    making = Making("s3://chats/swapped", "f", digests, date(2025, 1, 1), Learning(), (), "tokenizers", 1)
+    DocumentMaker(making)
+    changed = replace(making, tokenizer={**digests, "tokenizer.json": "0" * 64})
+    with pytest.raises(UserError, match=r"tokenizer is not the one that was written for this preparation; run"):
+        DocumentMaker(changed)
+
+
 def test_objects_that_were_deleted_are_made_again(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a machine remembers of a store that was never finished says nothing of the one that is there now."""
     monkeypatch.setenv("SHARDTUNE_CACHE", str(tmp_path))
@@ -260,7 +303,10 @@ def test_objects_that_were_deleted_are_made_again(s3: str, tmp_path: Path, monke
     with pytest.raises(KeyboardInterrupt):
         prepare(config, local_folder("s3://chats/deleted"), killed)
     system.rm("chats/deleted", recursive=True)
+    system.pipe_file("chats/deleted/tokenizer/added_tokens.json", b"of an earlier tokenizer")
     prepare(config, local_folder("s3://chats/deleted")).verify()
+    system.invalidate_cache()
+    assert not system.exists("chats/deleted/tokenizer/added_tokens.json")
 
 
 def test_an_object_store_that_refuses(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """Steps are the same documents on any number of ranks; every document comes once an epoch."""
 
+import shutil
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from data_tools.balance import NO_PACK
 from data_tools.config import DataConfig
 from data_tools.errors import UserError
 from data_tools.plan import PackPlan, PlanSettings, SourceShare, make_plan
-from data_tools.store import TokenStore
+from data_tools.store import StoredDocument, TokenStore
 from tests.stores import random_documents, write_store
 
 SETTINGS = PlanSettings(max_length=256, too_long="drop", validation_fraction=0.1, packs_per_step=8, seed=3)
@@ -101,6 +103,24 @@ def test_a_plan_that_is_there_survives_a_kill_while_it_is_made_again(
         make_plan(store, replace(SETTINGS, seed=4), tmp_path)
 
 
+def test_a_kill_between_packs_and_plan_leaves_no_plan(
+    store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old `plan.json` beside the packs of a new one would be of other documents."""
+    make_plan(store, SETTINGS, tmp_path)
+    before = (tmp_path / "train.arrow").read_bytes()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan_module, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make_plan(store, replace(SETTINGS, seed=4), tmp_path)
+    assert (tmp_path / "train.arrow").read_bytes() != before
+    with pytest.raises(UserError, match="there is no pack plan"):
+        PackPlan(tmp_path)
+
+
 def test_a_damaged_plan_is_made_again(store: TokenStore, tmp_path: Path) -> None:
     made = make_plan(store, SETTINGS, tmp_path)
     whole = (tmp_path / "train.arrow").read_bytes()
@@ -109,6 +129,36 @@ def test_a_damaged_plan_is_made_again(store: TokenStore, tmp_path: Path) -> None
     (tmp_path / "train.arrow").write_bytes(damaged)
     assert make_plan(store, SETTINGS, tmp_path).hash == made.hash
     assert (tmp_path / "train.arrow").read_bytes() == whole
+
+
+@pytest.mark.parametrize("harm", ["", "{}", "[]", "null", "digit", "half"])
+def test_a_damaged_record_of_a_plan_is_one_line_and_made_again(harm: str, store: TokenStore, tmp_path: Path) -> None:
+    make_plan(store, SETTINGS, tmp_path)
+    whole = (tmp_path / "plan.json").read_bytes()
+    damaged = {"digit": whole.replace(b'"seed": 3', b'"seed": 7'), "half": whole[: len(whole) // 2]}
+    (tmp_path / "plan.json").write_bytes(damaged.get(harm, harm.encode()))
+    with pytest.raises(UserError, match=r"plan\.json is damaged; delete it and run `shardtune plan` with the same"):
+        PackPlan(tmp_path)
+    make_plan(store, SETTINGS, tmp_path)
+    assert (tmp_path / "plan.json").read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["train.arrow", "validation.arrow"])
+@pytest.mark.parametrize("harm", ["gone", "empty", "half", "other"])
+def test_damaged_packs_are_one_line(name: str, harm: str, store: TokenStore, tmp_path: Path) -> None:
+    make_plan(store, SETTINGS, tmp_path)
+    path = tmp_path / name
+    whole = path.read_bytes()
+    path.write_bytes({"half": whole[: len(whole) // 2]}.get(harm, b""))
+    if harm == "gone":
+        path.unlink()
+    if harm == "other":
+        shutil.copy(store.folder / "index.arrow", path)
+    with pytest.raises(UserError, match=rf"{name} is damaged; run `shardtune plan` with the same") as error:
+        PackPlan(tmp_path)
+    assert "\n" not in str(error.value)
+    make_plan(store, SETTINGS, tmp_path)
+    assert path.read_bytes() == whole
 
 
 def test_equal_conversations_never_fall_on_both_sides(store: TokenStore, plan: PackPlan) -> None:
@@ -155,6 +205,25 @@ def test_repeats_come_as_often_as_the_weight_says(two_sources: TokenStore, tmp_p
     assert sum(source["taken_tokens"] for source in plan.facts["sources"]) == plan.train.tokens.sum()
     assert plan.facts["sources"][1]["not_taken"] == 80
     assert PackPlan(tmp_path).settings == MIXED
+
+
+def test_a_plan_is_the_same_on_every_machine_and_in_every_version(two_sources: TokenStore, tmp_path: Path) -> None:
+    """A checkpoint only goes on with the plan of this hash. Who changes it on purpose raises `FORMAT_VERSION`, too."""
+    settings = replace(MIXED, validation_fraction=0.1, max_length=50, too_long="split")
+    made = make_plan(two_sources, settings, tmp_path)
+    assert made.hash == "1b52a27edf3ab5e916781ab80f1520bb00c51c37c6c577694c14990d4c4b41ff"
+    assert made.train.packs.documents[:6].tolist() == [14, 83, 24, 65, 78, 9]
+
+
+def test_pieces_of_a_document_are_mixed(tmp_path: Path) -> None:
+    """Forty of equal length: their order is that of their contents, not that in the document."""
+    document = StoredDocument(np.arange(2000, dtype=np.uint16), np.array([1, 1999], np.int32), None)
+    store = write_store(tmp_path / "tokens", [document], [0], [0])
+    plan = make_plan(store, PlanSettings(50, "split", 0.0, 8, 3), tmp_path / "plan")
+    assert plan.train.cuts is not None
+    starts = plan.train.cuts[0].tolist()
+    assert sorted(starts) == list(range(0, 2000, 50))
+    assert sum(later == earlier + 50 for earlier, later in pairwise(starts)) < 5
 
 
 def test_whole_documents_are_a_few_bytes_on_disk(two_sources: TokenStore, tmp_path: Path) -> None:
@@ -208,6 +277,17 @@ def test_sources_must_be_those_of_the_store_and_give_something(two_sources: Toke
 def test_imbalance_says_what_the_incomplete_step_costs(plan: PackPlan) -> None:
     everything, complete = plan.imbalance(8, 1), plan.imbalance(8, 1, complete_steps=True)
     assert 0 <= complete < everything < 1
+
+
+def test_a_stream_whose_labels_all_begin_rows_is_an_error(tmp_path: Path) -> None:
+    """The one label of each document is the first of a row, which nothing predicts."""
+    document = StoredDocument(np.arange(4, dtype=np.uint16), np.array([2, 1, 1], np.int32), None)
+    store = write_store(tmp_path / "tokens", [document] * 6, [0] * 6, [0])
+    settings = PlanSettings(2, "drop", 0.0, 8, 3, packing="wrapped")
+    made = make_plan(store, replace(settings, max_length=4), tmp_path / "plan")
+    with pytest.raises(UserError, match=r"no row of data\.max_length=2 tokens has anything to learn; raise it"):
+        make_plan(store, settings, tmp_path / "plan")
+    assert PackPlan(tmp_path / "plan").hash == made.hash, "the plan before it is still there"
 
 
 def test_a_wrapped_stream_takes_documents_of_any_length(store: TokenStore, tmp_path: Path) -> None:

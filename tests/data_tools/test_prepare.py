@@ -1,12 +1,15 @@
 """The store: the same bytes whoever makes it, whatever interrupts it; every row accounted for."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from data_tools.piece_models import save_tokenizer
 from data_tools.prepare import prepare
 from data_tools.records import UnitRecord
 from data_tools.sources import resolve_sources
-from data_tools.store import TokenStore, atomically
+from data_tools.store import TokenStore, atomically, folder_digests
 from data_tools.tokenizer import CHATML, load_tokenizer
 from data_tools.units import work_units
 from tests.conftest import chats, write_jsonl
@@ -110,13 +113,112 @@ def test_a_store_with_other_settings_is_not_touched(store: TokenStore, data_conf
     assert content(store.folder) == before
 
 
+def _killed_while_writing(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with atomically(path) as temporary:
+        temporary.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_half_written_files_do_not_stay(
+    finished: bool, data_config: DataConfig, store: TokenStore, tmp_path: Path
+) -> None:
+    """SIGKILL while a file is written, of an unfinished store and of one whose manifest is written anew."""
+    if finished:
+        shutil.copytree(store.folder, tmp_path, dirs_exist_ok=True)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            prepare(data_config, tmp_path, _interrupt)
+    for name in ("manifest.json", "index.arrow", "sample/python_docs.jsonl", "shards/00001.arrow"):
+        killed = multiprocessing.get_context("fork").Process(target=_killed_while_writing, args=[tmp_path / name])
+        killed.start()
+        killed.join()
+    assert len(list(tmp_path.rglob(".*.tmp"))) == 4
+    prepare(data_config, tmp_path)
+    assert content(tmp_path) == content(store.folder)
+
+
+def test_a_store_of_another_format_says_what_to_do(store: TokenStore, data_config: DataConfig, tmp_path: Path) -> None:
+    shutil.copytree(store.folder, tmp_path, dirs_exist_ok=True)
+    manifest = {**store.manifest, "format_version": 1}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    for look in (partial(prepare, data_config), open_store):
+        with pytest.raises(UserError, match=r"has format 1, .* reads \d+; keep it and give another") as error:
+            look(tmp_path)
+        assert str(error.value).endswith("name=NAME or data.store=FOLDER, or delete it; then run `shardtune prepare`")
+
+
+@pytest.mark.parametrize("harm", ["", "{", "{}", "[]", "null", '"x"', "digit", "byte"])
+def test_a_manifest_that_is_damaged_in_any_way_is_one_line(
+    harm: str, store: TokenStore, data_config: DataConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(store.folder, tmp_path, dirs_exist_ok=True)
+    whole = (tmp_path / "manifest.json").read_bytes()
+    damaged = {"digit": whole.replace(b'"documents": 64', b'"documents": 65', 1), "byte": b"\xff" + whole[1:]}
+    (tmp_path / "manifest.json").write_bytes(damaged.get(harm, harm.encode()))
+    for look in (partial(prepare, data_config), open_store):
+        with pytest.raises(UserError, match=r"manifest\.json is damaged; copy it again, or delete "):
+            look(tmp_path)
+
+
 def test_leftovers_of_other_settings_are_not_used(data_config: DataConfig, store: TokenStore, tmp_path: Path) -> None:
     """Finished units of a preparation with another date, killed before its manifest: all are made again."""
     other = data_config.model_copy(update={"template_date": date(2030, 1, 1)})
     with pytest.raises(KeyboardInterrupt):
         prepare(other, tmp_path, _interrupt)
-    assert len(list((tmp_path / "units").glob("*.json"))) == 1
+    assert len(list((tmp_path / "units").glob("[0-9]*.json"))) == 1
     (tmp_path / "shards" / "00000.arrow").write_bytes(b"of other settings")
+    prepare(data_config, tmp_path)
+    assert content(tmp_path) == content(store.folder)
+
+
+def test_finished_units_that_are_made_again_are_told_with_the_reason(
+    data_config: DataConfig, chat_file: Path, tmp_path: Path
+) -> None:
+    told: list[str | None] = []
+
+    def again(unit: int, **changes: Any) -> str | None:
+        """What is told at the start of a preparation that is interrupted after a unit."""
+        with pytest.raises(KeyboardInterrupt):
+            changed = data_config.model_copy(update=changes)
+            prepare(changed, tmp_path, interrupted_after(unit), on_start=lambda left: told.append(left.told))
+        return told.pop()
+
+    assert again(1) is None
+    assert again(1) is None, "the same settings keep them"
+    (tmp_path / "units" / "00001.json").write_text("{}")
+    assert again(2) == (
+        "1 finished unit of an earlier preparation is made again: it is damaged, or another version of shardtune cut "
+        "the files elsewhere"
+    )
+    two = "finished units of an earlier preparation are made again: "
+    assert again(1, template_date=date(2030, 1, 1), train_on="all") == (
+        f"3 {two}data.template_date: 2025-01-01 -> 2030-01-01, data.train_on: assistant -> all"
+    )
+    assert again(0) == f"2 {two}data.template_date: 2030-01-01 -> 2025-01-01, data.train_on: all -> assistant"
+    (tmp_path / "units" / "settings.json").write_text("{")
+    assert again(0, train_headers=True) == (
+        "1 finished unit of an earlier preparation is made again: its settings are not known any more"
+    )
+
+
+def test_units_are_not_thrown_away_by_a_preparation_that_cannot_begin(data_config: DataConfig, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data_config, tmp_path, interrupted_after(1))
+    (tmp_path / "broken.jinja").write_text("{% if %}")
+    with pytest.raises(UserError):
+        prepare(data_config.model_copy(update={"chat_template": str(tmp_path / "broken.jinja")}), tmp_path)
+    kept: list[set[int]] = []
+    prepare(data_config, tmp_path, on_start=lambda left: kept.append(left.kept))
+    assert kept == [{0, 1}]
+
+
+def test_files_of_an_earlier_tokenizer_do_not_stay(data_config: DataConfig, store: TokenStore, tmp_path: Path) -> None:
+    """`added_tokens.json`, say, would change what `AutoTokenizer` loads."""
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data_config, tmp_path, _interrupt)
+    (tmp_path / "tokenizer" / "added_tokens.json").write_text("{}")
     prepare(data_config, tmp_path)
     assert content(tmp_path) == content(store.folder)
 
@@ -228,7 +330,7 @@ def test_records_do_not_grow_with_rejects(tmp_path: Path) -> None:
         file = write_jsonl(tmp_path / f"{count}.jsonl", [*chats(4), *[{"messages": [1]}] * count])
         with pytest.raises(KeyboardInterrupt):
             prepare(config(file, max_reject_fraction=1, rows_per_shard=9999), tmp_path / f"{count}", _interrupt)
-        (record,) = (tmp_path / f"{count}" / "units").glob("*.json")
+        (record,) = (tmp_path / f"{count}" / "units").glob("[0-9]*.json")
         assert json.loads(record.read_text())["rejected"] == count
         sizes.append(record.stat().st_size)
     assert sizes[1] - sizes[0] < 20
@@ -338,7 +440,10 @@ def test_a_unit_is_a_pure_function_of_its_rows(store: TokenStore, data_config: D
     (tmp_path / "units").mkdir()
     sources = tuple(source.model_copy(update={"format": "messages"}) for source in data_config.sources)
     engine = store.manifest["encoder"]
-    making = Making(str(tmp_path), store.fingerprint, data_config.template_date, Learning(), sources, engine, 1)
+    tokenizer = folder_digests(tmp_path / "tokenizer")
+    making = Making(
+        str(tmp_path), store.fingerprint, tokenizer, data_config.template_date, Learning(), sources, engine, 1
+    )
     maker = DocumentMaker(making)
     for unit in reversed(units):
         maker.make_shard(unit)
@@ -374,6 +479,63 @@ def test_the_same_tokens_asked_for_in_other_words_are_the_same_store(
     opened = prepare(other, tmp_path)
     assert opened.manifest["asked"] == other.asked() != store.manifest["asked"]
     assert opened.fingerprint == store.fingerprint
+
+
+def interrupted_after(unit: int) -> Callable[[UnitRecord, int], None]:
+    def interrupt(record: UnitRecord, rows: int) -> None:
+        if record.unit == unit:
+            raise KeyboardInterrupt
+
+    return interrupt
+
+
+def flip(path: Path) -> None:
+    """One bit of a file, in its middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["shards/00001.arrow", "units/00001.arrow", "units/00001.rejects.jsonl"])
+def test_a_changed_byte_in_a_finished_unit_makes_it_again(name: str, tmp_path: Path) -> None:
+    few = config(with_rejects(tmp_path), max_reject_fraction=0.5, rows_per_shard=16)
+    alone = prepare(few, tmp_path / "alone")
+    with pytest.raises(KeyboardInterrupt):
+        prepare(few, tmp_path / "tokens", interrupted_after(2))
+    flip(tmp_path / "tokens" / name)
+    prepare(few, tmp_path / "tokens")
+    assert content(tmp_path / "tokens") == content(alone.folder)
+
+
+@pytest.mark.parametrize("name", ["units/00001.arrow", "units/00001.rejects.jsonl"])
+def test_a_byte_that_changes_before_units_are_joined_is_noticed(name: str, tmp_path: Path) -> None:
+    few = config(with_rejects(tmp_path), max_reject_fraction=0.5, rows_per_shard=16)
+
+    def harm(record: UnitRecord, rows: int) -> None:
+        if record.unit == 3:
+            flip(tmp_path / "tokens" / name)
+
+    with pytest.raises(UserError, match=rf"tokens/{name} is not what was written; run the same command again"):
+        prepare(few, tmp_path / "tokens", harm)
+    assert not (tmp_path / "tokens" / "manifest.json").exists()
+    prepare(few, tmp_path / "tokens").verify()
+    assert content(tmp_path / "tokens") == content(prepare(few, tmp_path / "alone").folder)
+
+
+@pytest.mark.parametrize("harm", ["{}", "[]", "null", "3", '{"hash": 1}', "half", "bit", "bytes"])
+def test_a_record_that_is_damaged_in_any_way_makes_its_unit_again(
+    harm: str, data_config: DataConfig, store: TokenStore, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data_config, tmp_path, interrupted_after(2))
+    record = tmp_path / "units" / "00001.json"
+    whole = record.read_bytes()
+    digit = whole.index(b'"tokens": ') + len(b'"tokens": ')
+    damaged = {"half": whole[: len(whole) // 2], "bytes": b"\xff\xfe"}
+    damaged["bit"] = whole[:digit] + bytes([whole[digit] ^ 1]) + whole[digit + 1 :]
+    record.write_bytes(damaged.get(harm, harm.encode()))
+    prepare(data_config, tmp_path)
+    assert content(tmp_path) == content(store.folder)
 
 
 def test_a_record_does_not_vouch_for_a_shard_that_is_gone(chat_file: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from data_tools import json_arrays
 from data_tools import units as cutting
 from data_tools.config import SourceConfig
 from data_tools.errors import RowError, UserError
@@ -260,6 +261,48 @@ def test_rows_of_a_json_array_that_are_no_objects_are_refused(tmp_path: Path) ->
     assert reasons(read(tmp_path / "a.json", 2)) == ["", "not a JSON object", reasons(read(tmp_path / "a.json"))[2], ""]
 
 
+@pytest.mark.parametrize(
+    ("item", "row"),
+    [
+        ('{"a": "\\ud83d"}', {"a": "\ud83d"}),
+        ('{"a": "\\ude00 \\ud83d\\ude00"}', {"a": "\ude00 😀"}),
+        ('{"a": 123456789012345678901234567890}', {"a": 123456789012345678901234567890}),
+        ('{"a": 1e400}', "not JSON: 1e400 is too large"),
+        ('{"a": NaN}', "not JSON: NaN is no number"),
+        ('{"a": }', "not JSON: Expecting value at character 6"),
+        ('{"a": 1]', "not JSON: Expecting ',' delimiter at character 7"),
+        (b'{"a": "\xff"}', "not UTF-8: invalid start byte at byte 7"),
+        ('{"a": "\\\\", "b": "\\"], [{"}', {"a": "\\", "b": '"], [{'}),
+    ],
+)
+def test_an_item_of_an_array_is_what_a_line_is(item: str | bytes, row: Any, tmp_path: Path) -> None:
+    item = item.encode() if isinstance(item, str) else item
+    (tmp_path / "a.json").write_bytes(b'[{"a": 1},\n' + item + b' ,{"a": [{}, 2]} ]\n')
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n' + item + b'\n{"a": [{}, 2]}\n')
+    for file in ("a.json", "a.jsonl"):
+        for rows_per_shard in (1, 3):
+            first, read_row, last = read(tmp_path / file, rows_per_shard)
+            assert (first, last) == ({"a": 1}, {"a": [{}, 2]})
+            assert (str(read_row) if isinstance(read_row, RowError) else read_row) == row
+
+
+@given(
+    rows=st.lists(
+        st.dictionaries(
+            st.text('[]{},"\\ é', max_size=4), st.text(max_size=9) | st.lists(st.text('[]{},"\\')), max_size=3
+        )
+    ),
+    block=st.integers(1, 40),
+    indent=st.sampled_from([None, 2]),
+)
+@settings(max_examples=200, deadline=None)
+def test_items_do_not_depend_on_blocks(rows: list[dict[str, Any]], block: int, indent: int | None) -> None:
+    text = json.dumps(rows, indent=indent, ensure_ascii=False).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_arrays, "BLOCK", block)
+        assert [json.loads(item) for item in json_arrays._items(io.BytesIO(text))] == rows
+
+
 def test_types_may_change_from_row_to_row(tmp_path: Path) -> None:
     rows = [{"a": 1}, {"a": "one"}, {"a": [1, {"b": None}]}, {"c": {}}, {"a": 1.5, "b": True}]
     (tmp_path / "a.jsonl").write_bytes(json_lines(rows))
@@ -314,8 +357,16 @@ def damaged(data: bytes) -> bytes:
         ("a.jsonl.gz", damaged, "zlib inflate failed"),
         ("a.jsonl.xz", damaged, "Corrupt input data"),
         ("a.jsonl.gz", lambda data: data + b"more", "zlib inflate failed"),
-        ("a.json", lambda data: data[:-20], "premature EOF|parse error"),
-        ("a.json", lambda data: data + b",", "trailing garbage"),
+        ("a.json", lambda data: data[:-20], "broken at row 2999: the array has no end"),
+        ("a.json", lambda data: data[:-1] + b",", "broken at row 3000: the array has no end"),
+        ("a.json", lambda data: data[:-1] + b",]", "broken at row 3000: there is nothing beside a comma"),
+        ("a.json", lambda data: data.replace(b"{", b",{", 1), "broken at row 0: there is nothing beside a comma"),
+        ("a.json", lambda data: data + b",", "broken at row 2999: there is more after the end of the array"),
+        ("a.json", lambda data: data + b" " * 2**21 + b"[]", "there is more after the end of the array"),
+        ("a.json", lambda data: data.replace(b'"7"', b'7"'), "broken at row 7: the array has no end"),
+        ("a.json", lambda data: data.replace(b'"7",', b'"7"},'), "broken at row 8: it closes a bracket that is not"),
+        ("a.json", lambda data: data.replace(b'"7",', b'["7",'), "broken at row 7: the array has no end"),
+        ("a.json.zst", lambda data: data[:-20], "the compressed file ends too early; make or copy it again"),
         ("a.parquet", lambda data: data[:-20], "Parquet magic bytes not found"),
         ("a.parquet", lambda data: data[:100] + data[400:], "cannot read"),
         ("file.arrow", lambda data: data[: len(data) // 2], "cannot read"),

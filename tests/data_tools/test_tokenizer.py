@@ -60,6 +60,26 @@ def test_plain_text_begins_and_ends_once(
     assert frame.render(PlainText(prompt, completion), everything=True).learnt() == [text]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "completion", "learnt"),
+    [
+        ("", "Hello", ["Hello"]),
+        ("Say", " é", [" é"]),
+        ("Say", " Hello<|im_end|>", [" Hello"]),
+        ("Say", "", []),
+        ("", "<|im_end|>", []),
+    ],
+)
+def test_the_end_of_a_plain_text_is_not_learnt_where_the_setting_says_so(
+    prompt: str, completion: str, learnt: list[str]
+) -> None:
+    plain = PlainText(prompt, completion)
+    frame, endless = PlainTextFrame(ENDS), PlainTextFrame(ENDS, train_end_of_turn=False)
+    chat = endless.render(plain, everything=False)
+    assert (chat.text, chat.learnt()) == (frame.render(plain, everything=False).text, learnt)
+    assert endless.render(plain, everything=True) == frame.render(plain, everything=True)  # every token, as of chats
+
+
 def test_no_text_has_nothing_to_learn() -> None:
     assert PlainTextFrame(ENDS).render(PlainText("", ""), everything=False).spans == []
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.errors import UserError
-from data_tools.store import TokenStore, write_json
+from data_tools.store import TokenStore, write_json, write_manifest
 from data_tools.verified import verify_store
 
 
@@ -69,6 +69,6 @@ def test_a_record_of_another_store_says_nothing(copy: TokenStore, tmp_path: Path
     flip(copy.folder / "shards" / "00000.arrow", same_time=True)
     manifest = json.loads((copy.folder / "manifest.json").read_text())
     manifest["shards"][0]["blake3"] = "0" * 64
-    (copy.folder / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(copy.folder, manifest)
     with pytest.raises(UserError, match=r"00000\.arrow is not what was written"):
         verify_store(TokenStore(copy.folder), record, everything=False)

@@ -1,13 +1,20 @@
 """What the command says when it fails or is stopped."""
 
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from data_tools.config import DataConfig
+from data_tools.prepare import prepare
+from data_tools.records import UnitRecord
 from data_tools.store import TokenStore
 from launcher.cli import main
+
+ROOT = Path(__file__).parent.parent.parent
 
 PRESSING = """
 import pathlib
@@ -47,6 +54,7 @@ def test_an_interrupted_preparation_says_that_the_same_command_goes_on(
     assert 0 < len(finished) < 4
     assert main(command) == 0
     assert all(path.stat().st_mtime_ns == made for path, made in finished.items())
+    assert "made again" not in capsys.readouterr().out
 
 
 def test_paths_in_errors_are_told_from_where_the_command_runs(
@@ -68,7 +76,38 @@ def test_paths_in_errors_are_told_from_where_the_command_runs(
         assert said(other) == f"{other}; check the path\n"
 
 
-COMMANDS = ["fetch", "prepare", "plan", "train", "export", "generate", "report", "inspect", "quickstart"]
+def test_ctrl_c_before_the_command_has_begun(tmp_path: Path) -> None:
+    """While libraries are imported: numpy, one of the first, is mapped and most of the others are not yet."""
+    for signal_number, code in ((signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)):
+        command = [sys.executable, "-m", "launcher", "prepare", "gone.yaml"]
+        started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        maps = Path(f"/proc/{started.pid}/maps")
+        while "numpy" not in maps.read_text():
+            assert started.poll() is None, started.communicate()
+        started.send_signal(signal_number)
+        out, err = started.communicate()
+        assert (started.returncode, out) == (code, "")
+        assert err == ("interrupted\n" if code == 130 else "")
+
+
+def test_units_that_another_setting_makes_again_are_told(
+    recipe: Path,
+    data_config: DataConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(record: UnitRecord, rows: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data_config, tmp_path / "tokens", interrupt)
+    command = ["prepare", str(recipe), "data.rows_per_shard=64", f"data.store={tmp_path / 'tokens'}"]
+    assert main([*command, "data.train_on=all"]) == 0
+    said = "1 finished unit of an earlier preparation is made again: data.train_on: assistant -> all"
+    assert said in capsys.readouterr().out
+
+
+COMMANDS = ["fetch", "prepare", "plan", "train", "eval", "export", "generate", "report", "inspect", "quickstart"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -13,7 +13,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from data_tools.inspect import Inspection, inspect_store
-from data_tools.store import TokenStore
+from data_tools.store import TokenStore, write_manifest
 from launcher.cli import main
 from launcher.config import load_run, save_run
 from launcher.show_store import show_store
@@ -187,6 +187,22 @@ def test_a_flipped_byte_in_what_is_shown_is_noticed(
     assert f"{shard} is not what was written" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["shards/00002.arrow", "index.arrow"])
+def test_a_change_of_what_is_not_shown_is_noticed(
+    name: str, store: TokenStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the time of the file, which is later than that of the manifest; one that is gone, too."""
+    shutil.copytree(store.folder, tmp_path / "s")
+    path = tmp_path / "s" / name
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    for _ in range(2):
+        assert main(["inspect", str(tmp_path / "s"), "--n", "0"]) == 1
+        assert f"{path} is not what was written" in capsys.readouterr().err
+        path.unlink(missing_ok=True)
+
+
 def test_an_unfinished_store_is_one_line(store: TokenStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By its own folder, and by that of its run, which has no run.yaml before it is planned."""
     shutil.copytree(store.folder, tmp_path / "run" / "tokens", ignore=shutil.ignore_patterns("manifest.json"))
@@ -200,7 +216,7 @@ def test_what_prepare_may_tell_of_a_source_is_shown(store: TokenStore, tmp_path:
     made = write_store(tmp_path / "s", store, [{"ids": [5, 6], "runs": [1, 1]}])
     facts = json.loads((made.folder / "manifest.json").read_text(encoding="utf-8"))
     facts["sources"][0] |= {"format": "sharegpt", "notes": ["2 rows had no system message", "one was empty"]}
-    (made.folder / "manifest.json").write_text(json.dumps(facts), encoding="utf-8")
+    write_manifest(made.folder, facts)
     found = inspect_store(TokenStore(made.folder), None, 1)
     assert "made (sharegpt; 2 rows had no system message; one was empty)" in screen(found, width=200)
     assert found.as_json()["sources"][0]["format"] == "sharegpt"

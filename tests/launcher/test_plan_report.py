@@ -1,6 +1,7 @@
 """`shardtune plan` says what training will see, and fails when that is not what was asked for."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,53 @@ def test_small_data_is_told_as_it_is(plan: Any) -> None:
     assert "truncated: 13 documents of more than" in plan("data.max_length=200", "data.too_long=truncate")[2]
 
 
+def test_tokens_of_a_stream_that_are_in_rows_without_labels_are_told(plan: Any) -> None:
+    """Rows of 64 tokens, some of which are nothing but a system prompt."""
+    _, facts, shown = plan("data.packing=wrapped", "data.max_length=64")
+    lost = facts["tokens_in_rows_without_labels"]
+    assert lost > 0
+    assert lost == facts["sources"][0]["taken_tokens"] - facts["tokens"]
+    assert f"left out: {lost:,} tokens in rows without labels (data.packing=wrapped)" in shown
+    _, facts, shown = plan()
+    assert facts["tokens_in_rows_without_labels"] == 0
+    assert "rows without labels" not in shown
+
+
+def test_sources_that_were_changed_since_are_told(
+    recipe: Path, chat_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To touch a file does not change it, and nothing is said of files that are not here."""
+    (tmp_path / "data").mkdir()
+    for name in ("a.jsonl", "b.jsonl", "alone.jsonl"):
+        shutil.copy(chat_file, tmp_path / "data" / name)
+    paths = [f"{tmp_path}/data/?.jsonl", f"{tmp_path}/data/alone.jsonl"]
+    sources = "data.sources=[" + ", ".join(f"{{path: '{path}', name: s{n}}}" for n, path in enumerate(paths)) + "]"
+    assert main(["prepare", str(recipe), sources]) == 0
+    capsys.readouterr()
+
+    def told() -> list[str]:
+        assert main(["plan", str(recipe), sources, "--ranks", "2", "--json"]) == 0
+        out, err = capsys.readouterr()
+        stale: list[str] = json.loads(out)["stale_sources"]
+        said = "changed since `shardtune prepare`: the files of " + ", ".join(stale)
+        assert (said in err) == ("changed since" in err) == bool(stale)
+        return stale
+
+    assert told() == []
+    (tmp_path / "data" / "a.jsonl").touch()
+    assert told() == []
+    with open(tmp_path / "data" / "b.jsonl", "r+") as file:
+        file.write("[")
+    assert told() == ["s0"]
+    shutil.copy(chat_file, tmp_path / "data" / "b.jsonl")
+    assert told() == []
+    shutil.copy(chat_file, tmp_path / "data" / "c.jsonl")
+    write_jsonl(tmp_path / "alone.jsonl", chats(3)).replace(tmp_path / "data" / "alone.jsonl")
+    assert told() == ["s0", "s1"]
+    shutil.rmtree(tmp_path / "data")
+    assert told() == []
+
+
 def test_the_attention_cost_is_that_of_the_model(plan: Any) -> None:
     _, facts, _ = plan()
     layers, width, parameters = 2, 32, 400 * 32 + 2 * (3 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32
@@ -115,6 +163,31 @@ def test_a_model_of_a_hub_that_nobody_answers_for_is_one_line(plan: Any, monkeyp
     (said,) = [line for line in shown.splitlines() if line.startswith("error: ")]
     assert said.startswith("error: model.path: org/none is no folder here, and the hub cannot be reached (")
     assert said.endswith("check the path, or run `shardtune fetch CONFIG` on a machine with network")
+
+
+def test_damaged_files_are_one_line(plan: Any, store: TokenStore, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "tiny"
+    assert plan()[0] == 0
+    whole = (run / "plan" / "plan.json").read_bytes()
+    checkpoint = run / "checkpoints" / "step-00000004"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "commit.json").write_text("{}")
+    (run / "plan" / "plan.json").write_text("{")
+    code, _, shown = plan()
+    assert (code, len(shown.splitlines())) == (1, 1)
+    assert shown.startswith(f"error: {run / 'plan' / 'plan.json'} is damaged; delete it and run `shardtune plan`")
+    (run / "plan" / "plan.json").unlink()
+    assert plan()[0] == 0
+    assert (run / "plan" / "plan.json").read_bytes() == whole
+    (run / "run.yaml").write_text("model: [")
+    code, _, shown = plan()
+    assert (code, len(shown.splitlines())) == (1, 1)
+    assert shown.startswith(f"error: {run / 'run.yaml'}: line ") and "--debug" not in shown
+    shutil.copytree(store.folder, tmp_path / "copy")
+    (tmp_path / "copy" / "rejects.jsonl").write_text("{")
+    code, _, shown = plan("name=other", f"data.store={tmp_path / 'copy'}")
+    assert code == 1
+    assert shown.splitlines()[-1].startswith(f"error: the token store {tmp_path / 'copy'} is damaged (")
 
 
 @pytest.mark.parametrize("path", ["./no/model", "model", "/models/tiny", "models/tiny/model"])

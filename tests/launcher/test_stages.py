@@ -14,6 +14,7 @@ import torch
 from data_tools.store import TokenStore
 from launcher.cli import main
 from sft.record import read_metrics
+from tests.conftest import write_jsonl
 
 ROOT = Path(__file__).parent.parent.parent
 FIELDS = {
@@ -73,6 +74,7 @@ def test_every_stage_from_chats_to_answers(recipe: Path, tmp_path: Path) -> None
     plain_transformers_answers(model)
     (answer,) = shardtune("generate", run, "--prompt", "Count to 3 and name a colour.")["answers"]
     assert answer == json.loads((run / "samples" / "step-00000008.json").read_text())[0]
+    evaluated_as_in_training(run, validation, tmp_path)
     report = Path(shardtune("report", run)["report"])
     assert "validation loss" in report.read_text(encoding="utf-8")
     assert (run / "loss.png").stat().st_size > 5_000
@@ -80,6 +82,36 @@ def test_every_stage_from_chats_to_answers(recipe: Path, tmp_path: Path) -> None
     assert "already has step-00000008; go on with --resume" in refused("train", recipe, "--ranks", 2)
     assert "planned with max_length=256, not 128" in refused("train", recipe, "data.max_length=128", "--resume")
     assert "train.learning_rate=0.01, not 0.02" in refused("train", recipe, "train.learning_rate=0.02", "--resume")
+
+
+def evaluated_as_in_training(run: Path, validation: list[float], folder: Path) -> None:
+    """`eval` finds in one process what two ranks found, answers held-out chats, and runs a task of lm-eval."""
+    task = {
+        "task": "colours",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": str(write_jsonl(folder / "colours.jsonl", [{"text": "1 2 3 ", "blue": 0}]))},
+        "test_split": "train",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{text}}",
+        "doc_to_choice": ["blue", "\u2230\u2230\u2230\u2230"],
+        "doc_to_target": "blue",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (folder / "own").mkdir()
+    (folder / "own" / "colours.yaml").write_text(json.dumps(task), encoding="utf-8")
+    found = shardtune("eval", run, "--answers", 4, "--lm-eval", folder / "own" / "colours")
+    assert found == json.loads((run / "evals" / "step-00000008.json").read_text(encoding="utf-8"))
+    assert found["validation_loss"] == pytest.approx(validation[-1], rel=1e-6)
+    assert found["lm_eval"]["colours"]["acc,none"] == 1.0, "it was trained on blue"
+    assert found["scores"]["answers"] == len(found["answers"]) == 4 and 0 < found["scores"]["bleu"] <= 100
+    for answered in found["answers"]:
+        assert answered["prompt"].endswith("<|im_start|>assistant\n") and answered["reference"].startswith("You are")
+    exported = shardtune("eval", run, "--model", run / "model")
+    assert exported["validation_loss"] == pytest.approx(validation[-1], rel=1e-6)
+    earlier = shardtune("eval", run, "--step", 4)
+    assert earlier["validation_loss"] == pytest.approx(validation[1], rel=1e-6)
+    assert "has no checkpoint of step 7; it has those of 1, 4, 8" in refused("eval", run, "--step", 7)
+    assert "evaluate.max_new_tokens=500" in refused("eval", run, "--answers", 1, "evaluate.max_new_tokens=500")
 
 
 def plain_transformers_answers(model: Path) -> None:
@@ -144,7 +176,7 @@ def test_damage_is_noticed(recipe: Path, store: TokenStore, tmp_path: Path) -> N
         record.write_text("{")
     assert "were damaged; delete them to begin again" in refused("train", *overrides, "--resume")
     shutil.rmtree(run / "checkpoints")
-    assert "has no checkpoint to export" in refused("export", run)
+    assert "has no checkpoint; train first" in refused("export", run)
 
 
 def replace_probe(checkpoint: Path) -> None:

@@ -1,0 +1,99 @@
+"""Checkpoint → the model it holds, whole and on the CPU, as transformers or peft has it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from data_tools.chat import ChatTemplate
+from data_tools.errors import UserError
+from data_tools.tokenizer import template_of
+from sft.answers import stop_tokens
+from sft.checkpoint import best_checkpoint, checkpoint_path, newest_good_checkpoint, read_progress
+from sft.digests import find_damage
+from sft.engine import consolidated_weights
+from sft.lora import add_lora, load_trained
+from sft.model import load_config, load_model
+from sft.new_tokens import add_rows
+from sft.own_code import build_model
+from sft.run import TrainingRun
+from sft.world import World
+
+_ALONE = World(0, 1, torch.device("cpu"))
+
+
+def choose_checkpoint(run: TrainingRun, best: bool = False, step: int | None = None) -> Path:
+    """The newest checkpoint that is whole, or the best, or that of a step.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is damaged.
+    """
+    if step is not None:
+        return _checkpoint_of(run, step)
+    checkpoint = _best_checkpoint(run) if best else newest_good_checkpoint(run.checkpoints, _ALONE)
+    if checkpoint is None:
+        raise UserError(f"{run.folder} has no checkpoint; train first: `shardtune train {run.folder}`")
+    return checkpoint
+
+
+def _checkpoint_of(run: TrainingRun, step: int) -> Path:
+    checkpoint = checkpoint_path(run.checkpoints, step)
+    if not checkpoint.exists():
+        there = ", ".join(str(int(path.name.removeprefix("step-"))) for path in sorted(run.checkpoints.glob("step-*")))
+        raise UserError(f"{run.folder} has no checkpoint of step {step}; it has those of {there or 'no step'}")
+    if (damage := find_damage(checkpoint, _ALONE)) is not None:
+        raise UserError(f"{checkpoint} is damaged ({damage}); choose another step")
+    return checkpoint
+
+
+def _best_checkpoint(run: TrainingRun) -> Path | None:
+    if not run.checkpoint.keep_best:
+        raise UserError(
+            f"{run.folder} was trained without checkpoint.keep_best, so its best checkpoint may be deleted; "
+            "leave out --best for the newest"
+        )
+    best = best_checkpoint(run.checkpoints)
+    if best is not None and (damage := find_damage(best, _ALONE)) is not None:
+        raise UserError(f"{best}, the best checkpoint, is damaged ({damage}); leave out --best for the newest")
+    return best
+
+
+def load_trained_model(
+    run: TrainingRun, checkpoint: Path, tokenizer: Any, dtype: torch.dtype, adapter: bool = False
+) -> Any:
+    """The trained model on the CPU, whole (adapters merged) or as peft's view of its adapters."""
+    vocab_size, added = run.store.vocab_size, run.store.added_tokens
+    saved = consolidated_weights(checkpoint, read_progress(checkpoint).zero_stage)
+    # The engine's module is `PackedCausalLM`, which holds the model under `model`.
+    weights = {name.removeprefix("model."): tensor.to(dtype) for name, tensor in saved.items()}
+    if run.model.lora is None:
+        model = build_model(run.model, load_config(run.model, tokenizer, vocab_size, added), dtype=dtype)
+        if run.model.path is not None:
+            add_rows(model, vocab_size, added)
+        model.load_state_dict(weights)
+    else:
+        model = load_model(run.model, tokenizer, vocab_size, added, dtype, run.train.seed)
+        if run.model.quantize is not None and not adapter:
+            model = model.dequantize(dtype)  # what the adapters were trained on
+        view = add_lora(model, run.model.lora, added)
+        load_trained(model, weights)
+        if adapter:
+            return view
+        model = view.merge_and_unload()
+    template = ChatTemplate(template_of(tokenizer), tokenizer.special_tokens_map, run.template_date)
+    model.generation_config = _generation_config(run, tokenizer, template)
+    return model
+
+
+def _generation_config(run: TrainingRun, tokenizer: Any, template: ChatTemplate) -> GenerationConfig:
+    """The base model's own, with the tokens that end a turn and the padding of this tokenizer."""
+    values: dict[str, Any] = {}
+    if run.model.path is not None and (Path(run.model.path) / "generation_config.json").exists():
+        values = GenerationConfig.from_pretrained(run.model.path).to_diff_dict()
+    values |= {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": stop_tokens(tokenizer, template),
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return GenerationConfig(**values)
