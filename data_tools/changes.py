@@ -5,7 +5,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from data_tools.errors import UserError
+from data_tools.errors import UserError, as_yaml
 
 Settings = Mapping[str, Any]
 
@@ -98,7 +98,7 @@ def _changes(place: str, before: Settings, now: Settings, joint: str = ".") -> I
                 else:
                     yield from _changes(f"{place}.sources.{number}", was, is_now)
         else:
-            yield f"{place}{joint}{key}: {_short(old)} -> {_short(new)}"
+            yield f"{place}{joint}{key}: {shortened(old)} -> {shortened(new)}"
 
 
 def _is_copy(old: Any, new: Any) -> bool:
@@ -109,8 +109,9 @@ def _is_copy(old: Any, new: Any) -> bool:
     )
 
 
-def _short(value: Any) -> str:
-    text = "not set" if value is None else str(value)
+def shortened(value: Any) -> str:
+    """A value for a message, cut where it is long."""
+    text = as_yaml(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 

@@ -1,12 +1,13 @@
 """Settings of the data half: where conversations come from and what decides their tokens."""
 
+import difflib
 import os
 import re
 from datetime import date
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from data_tools.files import is_hub_id
 
@@ -41,42 +42,63 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+FIELDS = (
+    *("messages", "system", "user", "assistant", "tools", "chat_template_kwargs"),
+    *("conversations", "conversation", "prompt", "completion", "text"),
+    *("instruction", "input", "output", "response", "history"),
+    *("input_ids", "labels", "assistant_masks", "completion_mask", "loss_mask", "attention_mask"),
+)
+"""What `columns` may give: whatever some format reads (`data_tools.formats`)."""
+
+
 class SourceConfig(Section):
     """One source of rows: files, a folder, a URI or a hub data set (`path`), or an embedded sample (`sample`)."""
 
-    path: Location | None = None
+    path: Location | None = Field(None, examples=["chats.jsonl"])
     """A JSON, JSONL, CSV, Parquet or Arrow file, compressed or not, a glob of them, an fsspec URI (`s3://…`), a folder
     in any layout that `datasets` reads, or the id of a data set on the hub."""
-    config: str | None = None
+    config: str | None = Field(None, examples=["SFT"])
     """The data set's configuration, when it has several (SmolTalk2: `SFT`)."""
-    split: str | None = None
+    split: str | None = Field(None, examples=["train"])
     """The split to read, or `all` for every split, each as a source of its own."""
-    revision: str | None = None
+    revision: str | None = Field(None, examples=["main"])
     """A commit, tag or branch of a hub data set."""
     sample: Literal["python_docs"] | None = None
     """Chats built from the documentation of Python's standard library, present on every machine."""
-    name: str | None = None
+    name: str | None = Field(None, examples=["chats"])
     """What reports call the source; by default its split, or its file's name."""
     format: Literal["auto", "messages", "prompt_completion", "text", "instruction", "sharegpt", "tokens"] = "auto"
     """The shape of its rows; auto: told by the columns of the first row."""
-    columns: dict[str, str] | None = None
+    columns: dict[str, str] | None = Field(None, examples=[{"user": "{question}", "assistant": "{answer}"}])
     """Other names or compositions of columns: `{instruction: question}` renames, `{user: "{question}"}` composes."""
-    function: str | None = None
+    function: str | None = Field(None, examples=["my_rows:to_messages"])
     """`module:function`, which makes a row of a known shape of each row."""
-    roles: dict[str, Literal["system", "developer", "user", "assistant", "tool", "function_call"]] = {}
+    roles: dict[str, Literal["system", "developer", "user", "assistant", "tool", "function_call"]] = Field(
+        {}, examples=[{"doctor": "assistant"}]
+    )
     """Names of roles in the rows → system, user, assistant or tool; the usual ones (human, gpt, …) are known."""
     weight: float = Field(1.0, gt=0, le=1000)
     """How often the plan takes the source: 0.5 takes half of it, 2 all of it twice."""
-    max_rows: int | None = Field(None, ge=1)
+    max_rows: int | None = Field(None, ge=1, examples=[10_000])
     """The plan takes no more documents of the source than this."""
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, examples=[1_000_000])
     """The plan takes no more tokens of the source than this."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "SourceConfig":
         if (self.path is None) == (self.sample is None):
-            raise ValueError("give either `path` or `sample`")
+            raise ValueError("give either `path` or `sample`, for example `path: chats.jsonl`")
         return self
+
+    @field_validator("columns")
+    @classmethod
+    def _fields_are_known(cls, columns: dict[str, str] | None) -> dict[str, str] | None:
+        for name in columns or {}:
+            if name not in FIELDS:
+                near = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.75)
+                hint = f"did you mean {near[0]}?" if near else f"it may be one of {', '.join(FIELDS)},"
+                raise ValueError(f"no format has a field {name}; {hint} for example `columns: {{output: answer}}`")
+        return columns
 
 
 class TokenizerTraining(Section):
@@ -89,26 +111,39 @@ class TokenizerTraining(Section):
 class ValidationConfig(Section):
     """The documents held out for evaluation, chosen by the hash of their tokens: never random, never in training."""
 
-    fraction: float = Field(0.01, ge=0, lt=1)
-    """The expected share of documents."""
-    count: int | None = Field(None, ge=0)
+    fraction: float | None = Field(None, ge=0, lt=1, examples=[0.01])
+    """The expected share of documents; by default 0.01, where there is no `count`."""
+    count: int | None = Field(None, ge=0, examples=[100])
     """The number of documents, instead of a share."""
+
+    @property
+    def share(self) -> float:
+        """The share that counts where there is no `count`."""
+        return 0.01 if self.fraction is None else self.fraction
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> "ValidationConfig":
+        if self.fraction is not None and self.count is not None:
+            raise ValueError(
+                f"give either `fraction` or `count`, not both, for example `validation: {{count: {self.count}}}`"
+            )
+        return self
 
 
 class DataConfig(Section):
     """What becomes tokens, and how."""
 
-    sources: list[SourceConfig] = Field(min_length=1)
-    tokenizer: Location | TokenizerTraining
+    sources: list[SourceConfig] = Field(min_length=1, examples=[[{"path": "chats.jsonl"}]])
+    tokenizer: Location | TokenizerTraining = Field(examples=["models/SmolLM2-135M-Instruct"])
     """A folder, hub id or SentencePiece model, or `{vocab_size: …}` to train a small one."""
-    tokenizer_revision: str | None = None
+    tokenizer_revision: str | None = Field(None, examples=["main"])
     """A commit, tag or branch of the tokenizer on the hub."""
-    special_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    special_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), examples=[["<|user|>"]])
     """Control tokens that the tokenizer has not yet; the model's embedding gets rows for them."""
-    store: Location | None = None
+    store: Location | None = Field(None, examples=["tokens"])
     """Where the token store goes; by default `tokens` below the run's folder."""
 
-    chat_template: Location | None = None
+    chat_template: Location | None = Field(None, examples=["chatml"])
     """A Jinja file, the name of one of the tokenizer's templates, or `chatml`; by default the tokenizer's own."""
     template_date: date = date(2025, 1, 1)
     """What `strftime_now` answers in templates: tokens must not depend on the day they are made."""
@@ -140,11 +175,11 @@ class DataConfig(Section):
     """What the `weight` of a source is a multiple of."""
     deduplicate: bool = False
     """Whether the plan leaves out documents whose tokens are those of an earlier one."""
-    validation: ValidationConfig = ValidationConfig()
+    validation: ValidationConfig = Field(ValidationConfig(), examples=[{"fraction": 0.01}])
 
     actors: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Ray actors that tokenize; 0 works in this process; auto: 0 below 50,000 rows, else one per CPU."""
-    rows_per_shard: int | None = Field(None, ge=1)
+    rows_per_shard: int | None = Field(None, ge=1, examples=[10_000])
     """Rows of a source in one unit of work, which becomes one shard; by default about 256 MB of text, less for small
     inputs."""
 

@@ -9,7 +9,7 @@ import lzma
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, cast
@@ -78,8 +78,18 @@ def is_data_file(location: str) -> bool:
 
 def shown_path(location: str | Path) -> str:
     """A path as people read it: from the folder where the command runs, where it lies below that."""
-    path = str(location)
-    return str(Path(path).relative_to(Path.cwd())) if path.startswith(f"{Path.cwd()}/") else path
+    return short_paths(str(location))
+
+
+def short_paths(text: str) -> str:
+    """Paths in a text as people read them: without the folder where the command runs, and `~` for their home."""
+    folders = [(Path.home(), "~/")]
+    with suppress(FileNotFoundError):  # somebody deleted it
+        folders.insert(0, (Path.cwd(), ""))
+    for folder, shown in folders:
+        if folder != Path(folder.anchor):
+            text = re.sub(rf"(?<![\w.~/-]){re.escape(str(folder))}/", shown, text)
+    return text
 
 
 def near_path(location: str) -> str:

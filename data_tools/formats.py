@@ -174,18 +174,18 @@ def with_format(source: SourceConfig, first_row: Row) -> SourceConfig:
     function = load_function(source.function) if source.function else None
     try:
         row = adapted(first_row, function, source.columns)
+        return source if source.format != "auto" else source.model_copy(update={"format": detect_format(row)})
     except RowError as error:
         raise UserError(
             f"data.sources: the first row of {source.name or source.path or source.sample}: {error}"
         ) from None
-    return source if source.format != "auto" else source.model_copy(update={"format": detect_format(row)})
 
 
 def detect_format(row: Row) -> str:
     """The format of a row, by its columns.
 
     Raises:
-        UserError: no format has such columns.
+        RowError: no format has such columns.
     """
     columns = {name for name, value in row.items() if value is not None}
     for name, needed in (
@@ -198,8 +198,8 @@ def detect_format(row: Row) -> str:
     ):
         if any(each <= columns for each in needed):
             return name
-    raise UserError(
-        f"data.sources: no known format has the columns {', '.join(sorted(columns)) or 'none'}; say what they are, for "
+    raise RowError(
+        f"no known format has the columns {', '.join(sorted(columns)) or 'none'}; say what they are, for "
         f'example `columns: {{user: "{{question}}", assistant: "{{answer}}"}}`'
     )
 

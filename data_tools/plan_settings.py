@@ -45,7 +45,7 @@ class PlanSettings:
         return cls(
             max_length=data.max_length,
             too_long=data.too_long,
-            validation_fraction=data.validation.fraction,
+            validation_fraction=data.validation.share,
             validation_count=data.validation.count,
             packs_per_step=packs_per_step,
             seed=seed,

@@ -35,11 +35,10 @@ from data_tools.records import UnitRecord
 from data_tools.rejects import REJECTS
 from data_tools.sources import SourceFiles
 from data_tools.store import MANIFEST, TokenStore, folder_digests, write_manifest
+from data_tools.template_choice import check_template_tokens, choose_template
 from data_tools.tokenizer import (
     PlainTextFrame,
     add_special_tokens,
-    check_template_tokens,
-    choose_template,
     control_tokens,
     load_tokenizer,
     template_of,

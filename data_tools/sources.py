@@ -145,8 +145,12 @@ def choose_splits(place: str, splits: dict[str, list[str]], config: SourceConfig
         return splits
     if config.split in splits:
         return {config.split: splits[config.split]}
-    known = ", ".join(sorted(splits)) or "none"
-    raise UserError(f"data.sources: {place} has no split {config.split!r}; give `all` or one of: {known}")
+    if not splits:
+        raise UserError(f"data.sources: {place} has no data file in a known layout; give the path of a file or a glob")
+    known = ", ".join(sorted(splits))
+    if config.split is None:
+        raise UserError(f"data.sources: {place} has several splits; set `split` to one of {known}, or to all")
+    raise UserError(f"data.sources: {place} has no split {config.split}; set `split` to one of {known}, or to all")
 
 
 def folder_splits(place: str, config: SourceConfig, commit: str | None = None) -> dict[str, list[str]]:

@@ -1,17 +1,15 @@
 """The tokenizer of a store: loaded from a folder or hub id, or trained on the sources."""
 
 import hashlib
-import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from jinja2 import nodes
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from data_tools.chat_text import RenderedChat
 from data_tools.errors import RowError, UserError
+from data_tools.files import is_hub_id, near_path
 from data_tools.formats import PlainText
 from data_tools.literals import ControlTokens, without_marks
 from data_tools.piece_models import (
@@ -22,28 +20,11 @@ from data_tools.piece_models import (
     piece_digest,
     tokenizer_settings,
 )
-from data_tools.template import compile_template
+from data_tools.template_choice import ANY_TEMPLATE, choose_template
+from data_tools.template_choice import CHATML as CHATML
 from data_tools.tokenization_sentencepiece import SentencePieceTokenizer
 
-CHATML = """\
-{%- for message in messages -%}
-{{- '<|im_start|>' + message.role + '\\n' -}}
-{%- if message.role == 'assistant' -%}
-{%- generation -%}{{- message.content + '<|im_end|>' -}}{%- endgeneration -%}
-{%- else -%}
-{{- message.content + '<|im_end|>' -}}
-{%- endif -%}
-{{- '\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
-"""
-"""The template of trained tokenizers: an answer and its end are learnt, headers are not."""
-
-_ANY_TEMPLATE = "a Jinja file, or to chatml"
-_REFUSING = f"{{{{ raise_exception('there is none; set data.chat_template to {_ANY_TEMPLATE}') }}}}"
-
-_CONTROL = re.compile(r"<[|｜][^\s<>|｜'\"{}]+[|｜]>")
-"""What looks like a control token: `<|im_start|>`."""
+_REFUSING = f"{{{{ raise_exception('there is none; set data.chat_template to {ANY_TEMPLATE}') }}}}"
 
 
 def load_tokenizer(
@@ -60,8 +41,11 @@ def load_tokenizer(
     Raises:
         UserError: there is no tokenizer, or it has no template and conversations need one.
     """
-    if not Path(name).exists() and name.count("/") != 1:
-        raise UserError(f"data.tokenizer: there is no folder {name}, and it is not the id of a hub; check the path")
+    if not Path(name).exists() and not is_hub_id(name):
+        raise UserError(
+            f"data.tokenizer: there is no folder {name}{near_path(name)}, and it is not the id of a hub (owner/name); "
+            f"check the path"
+        )
     tokenizer = _over_pieces(name, model, texts) if (model := find_piece_model(name)) else _load(name)
     if not tokenizer.is_fast and not isinstance(tokenizer, SentencePieceTokenizer):
         raise UserError(f"data.tokenizer: {name} has no fast form (tokenizer.json); save it in its fast form first")
@@ -111,61 +95,6 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]
         raise UserError("data.special_tokens: ids of this vocabulary have gaps, so that nothing can be put after them")
 
 
-def check_template_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
-    """What looks like a control token in `data.chat_template` must be one token: a model of this vocabulary that never
-    saw it in pieces would learn to spell it.
-
-    Args:
-        tokenizer: with everything added.
-        template: what the setting says, for the message.
-
-    Raises:
-        UserError: the vocabulary lacks some.
-    """
-    tree = compile_template(str(tokenizer.chat_template), template).environment.parse(str(tokenizer.chat_template))
-    texts = [node.data for node in tree.find_all(nodes.TemplateData)]
-    texts += [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
-    looking = dict.fromkeys(token for text in texts for token in _CONTROL.findall(text))
-    if lacking := [token for token in looking if len(tokenizer.encode(token, add_special_tokens=False)) != 1]:
-        raise UserError(
-            f"data.chat_template: {template} writes {', '.join(lacking)}, which the vocabulary lacks; set "
-            f"data.special_tokens={json.dumps(lacking, ensure_ascii=False)}, or, if this is to be encoded in pieces, "
-            f"make the template the tokenizer's own (chat_template.jinja in its folder)"
-        )
-
-
-def choose_template(
-    own: str | dict[str, str] | None, asked: str | None, name: str, chats_in: str | None = None
-) -> str | None:
-    """The tokenizer's own template, one of its named ones, `chatml`, or a Jinja file; None: there is none.
-
-    Args:
-        own: what the tokenizer has.
-        asked: `data.chat_template`.
-        name: of the tokenizer.
-        chats_in: a source that has conversations.
-
-    Raises:
-        UserError: there is none for conversations, or no such one, or it is not valid.
-    """
-    named = {"default": own} if isinstance(own, str) else own or {}
-    if (key := asked or "default") in named:
-        compile_template(named[key], f"data.tokenizer: the chat template of {name}")
-        return named[key]
-    if asked is None:
-        if chats_in is not None:
-            has = "no default chat template" if named else "no chat template"
-            one_of = f"one of {', '.join(sorted(named))}, " if named else ""
-            raise UserError(
-                f"the source {chats_in} has conversations, and {name} has {has}; set data.chat_template to {one_of}"
-                f"{_ANY_TEMPLATE}"
-            )
-        return None
-    if asked == "chatml":
-        return CHATML
-    return read_template(key)
-
-
 def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
     """The template to render with. Where a tokenizer has none, conversations are refused, and what a model is asked is
     plain text that it goes on with.
@@ -174,20 +103,6 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
         return str(tokenizer.chat_template)
     start = "{{ bos_token }}" if begins_texts(tokenizer) else ""
     return f"{{% if add_generation_prompt %}}{start}{{{{ messages[-1].content }}}}{{% else %}}{_REFUSING}{{% endif %}}"
-
-
-def read_template(path: str) -> str:
-    """Read the Jinja file of `data.chat_template`.
-
-    Raises:
-        UserError: it cannot be read, or is not valid.
-    """
-    try:
-        source = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.chat_template: cannot read {path}: {error}") from None
-    compile_template(source, f"data.chat_template: {path}")
-    return source
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:

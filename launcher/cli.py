@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from data_tools.errors import UserError
+from data_tools.files import short_paths
 from launcher import stages, train_stages
 from launcher.backends.local import check_ranks, default_ranks
 from launcher.config import find_store, load_run
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _failed(text: str, as_json: bool, exit_code: int) -> int:
     """Say what is wrong, to people and, where it is asked for, to programs."""
-    text = text.encode(errors="backslashreplace").decode()  # a path or a row may have what is no UTF-8
+    text = short_paths(text).encode(errors="backslashreplace").decode()  # a path or a row may have what is no UTF-8
     Console(stderr=True, soft_wrap=True).print(f"error: {text}", style="red", markup=False, highlight=False)
     if as_json:
         _print_json({"error": text})

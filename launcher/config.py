@@ -1,18 +1,18 @@
 """The run as a whole: one YAML, strict, with overrides from the command line."""
 
-import difflib
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from data_tools.config import DataConfig, Location, Section
 from data_tools.errors import UserError
 from data_tools.files import is_data_file, is_hub_id, is_remote
 from data_tools.mirror import local_folder
 from data_tools.store import MANIFEST, write_text
+from launcher.mistakes import explain
 from sft.config import TrainConfig
 from sft.config_model import ModelConfig
 from sft.config_watch import CheckpointConfig, EvaluateConfig, TrackConfig
@@ -23,7 +23,7 @@ RUN_FILE = "run.yaml"
 class RunConfig(Section):
     """One run: what is learnt from what, and how."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", examples=["my-run"])
     """The run's folder is `runs/NAME`: letters, digits, `.`, `_`, `-`."""
     runs: Location = "runs"
     """The folder of all runs."""
@@ -64,7 +64,7 @@ def load_run(name: str, overrides: list[str]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error, values)}") from None
+        raise UserError(f"{path}: {explain(error, values, RunConfig)}") from None
 
 
 def find_store(name: str, overrides: list[str]) -> Path:
@@ -184,53 +184,3 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise UserError(f"{override}: there is no place {path} in this configuration") from None
     except yaml.YAMLError:
         raise UserError(f"{override}: {text} is not a YAML value; quote it") from None
-
-
-def _explain(error: ValidationError, values: dict[str, Any]) -> str:
-    """The first problem in one line: the key, what is wrong, the nearest valid key."""
-    # Where a value may be a name or a section, both are tried: the section's complaint is the one that helps.
-    first = min(
-        error.errors(), key=lambda problem: (problem["type"] != "extra_forbidden", problem["type"] == "string_type")
-    )
-    location = _places(first["loc"], values) + ([first["loc"][-1]] if first["type"] == "missing" else [])
-    key = ".".join(str(part) for part in location)
-    if first["type"] == "extra_forbidden":
-        valid = _valid_keys(location[:-1])
-        near = difflib.get_close_matches(str(location[-1]).lower(), valid, n=1)
-        parent = "".join(f"{part}." for part in location[:-1])
-        hint = f"did you mean {parent}{near[0]}?" if near else f"valid keys: {', '.join(valid)}"
-        return f"unknown key {key}; {hint}"
-    if first["type"] == "missing":
-        return f"{key} is missing; set it in the file, or give {key}=… on the command line"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{key or 'the file'}: {message}" + (f" (it is {first['input']!r})" if _is_short(first["input"]) else "")
-
-
-def _places(location: tuple[str | int, ...], values: Any) -> list[str | int]:
-    """The parts of pydantic's location that are places in the YAML; the others name the alternatives it tried."""
-    places: list[str | int] = []
-    for part in location:
-        is_place = part in values if isinstance(values, dict) else isinstance(values, list) and isinstance(part, int)
-        if is_place:
-            places.append(part)
-            values = values[part]
-    return places
-
-
-def _is_short(value: Any) -> bool:
-    return isinstance(value, str | int | float | bool) and len(repr(value)) < 80
-
-
-def _valid_keys(location: list[Any]) -> list[str]:
-    """The keys of the section at a place, found by walking the annotations of `RunConfig`."""
-    section: type[BaseModel] = RunConfig
-    for part in location:
-        if isinstance(part, str):
-            section = _section_in(section.model_fields[part].annotation) or section
-    return list(section.model_fields)
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for argument in get_args(annotation) if (found := _section_in(argument))), None)

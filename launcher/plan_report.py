@@ -177,7 +177,7 @@ def _no_validation(settings: PlanSettings, documents: int) -> str:
     if settings.validation_count == 0 or (settings.validation_count is None and not settings.validation_fraction):
         return f"{nothing}, as data.validation asks for"
     chosen = f"data.validation.fraction={settings.validation_fraction:g} of {_count(documents, 'document')} chose none"
-    return f"[yellow]{nothing}[/]: {chosen}; data.validation.count=N holds out N"
+    return f"[yellow]{nothing}[/]: {chosen}; data.validation={{count: N}} holds out N documents"
 
 
 def _count(number: int, noun: str) -> str:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data_tools.changes import shortened
 from data_tools.errors import UserError
 from data_tools.mirror import open_store
 from data_tools.plan import PLAN, PlanSettings, read_plan
@@ -55,8 +56,9 @@ def check_same_run(config: RunConfig) -> None:
     for section in ("model", "train"):
         for key, value in now[section].items():
             if (section, key) not in _MAY_CHANGE and not _same(before[section].get(key), value):
+                old, new = shortened(before[section].get(key)), shortened(value)
                 raise UserError(
-                    f"{config.folder} was started with {section}.{key}={before[section].get(key)}, not {value}; "
+                    f"{config.folder} was started with {section}.{key}={old}, not {new}; "
                     f"resume with the same, or start another run with name=NAME"
                 )
 
@@ -67,8 +69,9 @@ def _check_plan(config: RunConfig) -> None:
     now = asdict(PlanSettings.of(config.data, config.train.packs_per_step, config.train.seed))
     for key, value in now.items():
         if key != "attention_cost" and facts["settings"].get(key) != value:
+            old, new = shortened(facts["settings"].get(key)), shortened(value)
             raise UserError(
-                f"{config.folder} was planned with {key}={facts['settings'].get(key)}, not {value}; "
+                f"{config.folder} was planned with {key}={old}, not {new}; "
                 f"resume with the same, or start another run with name=NAME"
             )
     if facts["store"] != open_store(config.store).fingerprint:

@@ -28,17 +28,17 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     """Which model is trained: an existing one (`path`), or random weights (`config`); neither: none yet."""
 
-    path: Location | None = None
+    path: Location | None = Field(None, examples=["models/SmolLM2-135M"])
     """A folder or hub id of a causal language model."""
-    revision: str | None = None
+    revision: str | None = Field(None, examples=["main"])
     """A commit, tag or branch of the model on the hub."""
     trust_remote_code: bool = False
     """Run the Python code that lies beside the weights; of the hub only that of a commit, given as `revision`."""
-    config: dict[str, Any] | None = None
+    config: dict[str, Any] | None = Field(None, examples=[{"architecture": "llama"}])
     """`architecture` (llama, qwen3, …) and the keys of its transformers configuration, for random weights."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What forward and backward compute in; auto: bfloat16 on GPUs that have it, else float32."""
-    lora: LoraConfig | None = None
+    lora: LoraConfig | None = Field(None, examples=[{"rank": 16}])
     """Train low-rank adapters in place of the weights."""
     quantize: Literal["nf4"] | None = None
     """Keep the weights below the adapters in 4 bits (QLoRA, arXiv 2305.14314), by bitsandbytes."""

@@ -75,6 +75,14 @@ A, B = MANIFEST["settings"]["sources"]
         (changed(("settings", "tokenizer", "9f")), ["the content of data.tokenizer"]),
         (changed(("settings", "tokenizer", "9f"), ("asked", "tokenizer", "big")), ["data.tokenizer: smol -> big"]),
         (changed(("settings", "special_tokens", {})), ["the tokenizer's eos_token: </s> -> not set"]),
+        (
+            changed(("settings", "added_tokens", ["<|a|>"]), ("settings", "tokenizer", "9f")),
+            ["data.special_tokens: [] -> [<|a|>]"],
+        ),
+        (
+            changed(("settings", "sources", 0, "columns", {"user": "{q}"})),
+            ["the source a's columns: not set -> {user: '{q}'}"],
+        ),
         (changed(("settings", "new", None)), ["a setting that another version of shardtune did not know"]),
         (changed(("settings", "sources", [A])), ["the source b is gone"]),
         (changed(("settings", "sources", [A, B, {**A, "name": "c"}])), ["the source c is new"]),

@@ -113,3 +113,16 @@ def test_a_function_makes_rows(module: Path) -> None:
 def test_a_function_that_is_not_there_is_an_error(module: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"cannot load the function .*; write it as module:function"):
         load_function(name)
+
+
+def test_a_source_may_give_arguments_for_the_template_to_all_its_rows() -> None:
+    """As docs/data.md shows it: JSON with doubled braces, also of columns."""
+    said = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}], "thinks": "true"}
+    for template, arguments in (
+        ('{{"enable_thinking": false}}', {"enable_thinking": False}),
+        ('{{"enable_thinking": {thinks}, "level": 2}}', {"enable_thinking": True, "level": 2}),
+    ):
+        source = SourceConfig(path="a.jsonl", format="messages", columns={"chat_template_kwargs": template})
+        for row in (said, {**said, "chat_template_kwargs": {"own": 1}}):
+            sample = RowReader(source).read(row)
+            assert isinstance(sample, Conversation) and sample.template_arguments == arguments

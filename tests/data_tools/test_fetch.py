@@ -140,7 +140,7 @@ def test_what_is_fetched_once_needs_no_network_again(
         "org/gated is gated; ask for access on its page, then set HF_TOKEN",
         "org/chats has no revision 'v7'",
         "org/chats: Config name is missing. Please pick one among the available configs: ['short', 'long']",
-        "org/chats has no split None; give `all` or one of: test, train",
+        "org/chats has several splits; set `split` to one of test, train, or to all",
         "pins dataset org/chats config short split train, but the configuration asks for dataset org/chats config long",
         "pins model org/model, but the configuration asks for model org/model at v2",
         "pins tokenizer org/model, but the configuration asks for tokenizer org/model at v3",

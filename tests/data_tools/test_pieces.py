@@ -24,15 +24,9 @@ from data_tools.inspect import inspect_store
 from data_tools.piece_models import PROBES, find_piece_model, load_piece_tokenizer, same_ids, save_tokenizer
 from data_tools.pinned import files_of_folder
 from data_tools.prepare import prepare
+from data_tools.template_choice import CHATML, check_template_tokens
 from data_tools.tokenization_sentencepiece import SentencePieceTokenizer
-from data_tools.tokenizer import (
-    CHATML,
-    add_special_tokens,
-    check_template_tokens,
-    load_tokenizer,
-    tokenizer_digest,
-    vocabulary_size,
-)
+from data_tools.tokenizer import add_special_tokens, load_tokenizer, tokenizer_digest, vocabulary_size
 from data_tools.tokens import Tokens
 from tests.conftest import write_jsonl
 

@@ -24,8 +24,9 @@ from data_tools import units as cutting
 from data_tools.config import SourceConfig
 from data_tools.errors import RowError, UserError
 from data_tools.readers import Row, read_rows
-from data_tools.sources import SourceFiles, resolve_sources
+from data_tools.sources import SourceFiles, local_splits, resolve_sources
 from data_tools.units import work_units
+from tests.conftest import write_jsonl
 
 ROWS: list[dict[str, Any]] = [
     {"id": str(number), "text": f'"é" said\r\n{number}, ' + "x" * number} for number in range(23)
@@ -460,7 +461,14 @@ def test_a_missing_configuration_lists_the_known(real_data: Path, tmp_path: Path
             resolve_sources([SourceConfig(path=str(tmp_path), config=config)], Path())
 
 
+def test_several_splits_ask_for_one_of_them_or_all(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"text": "a"}])
+    with pytest.raises(UserError, match=r"has several splits; set `split` to one of test, train, or to all$"):
+        local_splits(SourceConfig(path=str(tmp_path)))
+
+
 def test_an_unknown_split_lists_the_known(real_data: Path) -> None:
     source = SourceConfig(path=str(real_data / "smoltalk2_mini"), config="SFT", split="train")
-    with pytest.raises(UserError, match=r"no split 'train'; give `all` or one of: .*s1k_1.1_think"):
+    with pytest.raises(UserError, match=r"no split train; set `split` to one of .*s1k_1.1_think.*, or to all"):
         resolve_sources([source], Path())

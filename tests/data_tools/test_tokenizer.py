@@ -10,12 +10,10 @@ from transformers import PreTrainedTokenizerFast
 
 from data_tools.errors import RowError, UserError
 from data_tools.formats import PlainText
+from data_tools.template_choice import CHATML, check_template_tokens, choose_template
 from data_tools.tokenizer import (
-    CHATML,
     PlainTextFrame,
     add_special_tokens,
-    check_template_tokens,
-    choose_template,
     control_tokens,
     load_tokenizer,
     tokenizer_digest,
@@ -108,8 +106,21 @@ def test_templates_have_names(own: str | dict[str, str] | None, asked: str | Non
 def test_a_template_comes_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.jinja").write_text("mine", encoding="utf-8")
     assert choose_template("own", str(tmp_path / "mine.jinja"), "a tokenizer") == "mine"
-    with pytest.raises(UserError, match="cannot read"):
-        choose_template("own", str(tmp_path / "other.jinja"), "a tokenizer")
+    with pytest.raises(
+        UserError, match=r"chat_template: there is no file .*/mino.jinja \(did you mean .*/mine.jinja\?\)"
+    ):
+        choose_template("own", str(tmp_path / "mino.jinja"), "a tokenizer")
+    with pytest.raises(UserError, match=r"no template of that name; give a Jinja file, default, rag or chatml$"):
+        choose_template({"default": "own", "rag": "second"}, "qwen", "a tokenizer")
+    with pytest.raises(UserError, match=r"cannot read .*: Is a directory; give a Jinja file$"):
+        choose_template("own", str(tmp_path), "a tokenizer")
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "nowhere", "/nowhere", "no/where/at/all"])
+def test_a_tokenizer_that_is_not_there_is_one_line(name: str) -> None:
+    said = f"data.tokenizer: there is no folder {name}, and it is not the id of a hub (owner/name); check the path"
+    with pytest.raises(UserError, match=rf"^{re.escape(said)}$"):
+        load_tokenizer(name)
 
 
 def test_a_broken_template_is_named_with_its_file_its_setting_and_the_line(tmp_path: Path) -> None:

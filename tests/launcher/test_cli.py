@@ -57,6 +57,25 @@ def test_an_interrupted_preparation_says_that_the_same_command_goes_on(
     assert "made again" not in capsys.readouterr().out
 
 
+def test_paths_in_errors_are_told_from_where_the_command_runs(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Below the working folder from there, below the home folder from `~`; others, and parts of others, stay."""
+    (tmp_path / "home" / "work").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "home" / "work")
+
+    def said(path: str) -> str:
+        assert main(["prepare", str(recipe), f"data.sources=[{{path: {path}}}]"]) == 1
+        return capsys.readouterr().err.removeprefix("error: data.sources: no file or folder matches ")
+
+    home = tmp_path / "home"
+    assert said(f"{home}/work/data/a.jsonl") == "data/a.jsonl; check the path\n"
+    assert said(f"{home}/data/a.jsonl") == "~/data/a.jsonl; check the path\n"
+    for other in (f"{tmp_path}/a.jsonl", f"/x{home}/a.jsonl", f"{home}work/a.jsonl"):
+        assert said(other) == f"{other}; check the path\n"
+
+
 def test_ctrl_c_before_the_command_has_begun(tmp_path: Path) -> None:
     """While libraries are imported: numpy, one of the first, is mapped and most of the others are not yet."""
     for signal_number, code in ((signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)):

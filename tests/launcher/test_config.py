@@ -84,16 +84,94 @@ def test_merge_keys_work(tmp_path: Path) -> None:
         ("trian.seed=1", "unknown key trian; did you mean train?"),
         ("data.sources.0.splitt=x", "unknown key data.sources.0.splitt; did you mean data.sources.0.split?"),
         ("data.tokenizer.vocabsize=9", "data.tokenizer.vocabsize; did you mean data.tokenizer.vocab_size?"),
-        ("train.zero.stage=4", "train.zero.stage: Input should be 0, 1, 2 or 3 (it is 4)"),
+        ("train.zero.stage=4", "small.yaml: train.zero.stage needs one of 0, 1, 2, 3, not 4"),
         ("train.schedule.colour=red", "valid keys: name, warmup_ratio, warmup_steps, decay_ratio, min_ratio"),
-        ("data.max_length=many", "data.max_length: Input should be a valid integer"),
+        ("data.max_length=many", "data.max_length needs a whole number, not many; for example `max_length: 2048`"),
         ("model.path=gpt", "model: give `path` (a model that exists) or `config` (random weights), not both"),
-        ("name=../x", "name: String should match pattern"),
+        (
+            "name=../x",
+            "name needs a text that matches ^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$, not ../x; for example `name: my-run`",
+        ),
         ("data.sources.5.split=x", "there is no place data.sources.5.split"),
         ("data.max-length=10", "unknown key data.max-length; did you mean data.max_length?"),
         ("data.maxLength=10", "unknown key data.maxLength; did you mean data.max_length?"),
         ("Train.seed=1", "unknown key Train; did you mean train?"),
-        ("data.actors=-1", "data.actors: Input should be greater than or equal to 0"),
+        ("data.actors=-1", "data.actors needs a number of at least 0 or auto, not -1"),
+        (
+            "data.validation=0.1",
+            "data.validation needs the keys fraction, count below it, not 0.1; for example `validation: {fra",
+        ),
+        (
+            "data.validation={fraction: 0.1, count: 4}",
+            "either `fraction` or `count`, not both, for example `validation: {count: 4}`",
+        ),
+        (
+            "data.validation.fraction=10%",
+            "data.validation.fraction needs a number, not 10%; for example `fraction: 0.01`",
+        ),
+        (
+            "data.validation.fraction=2",
+            "data.validation.fraction needs a number below 1, not 2; for example `fraction: 0.01`",
+        ),
+        (
+            "data.sources=[a.jsonl]",
+            "data.sources.0 needs the keys path, config, split, revision, sample, name, … below it, not a.js",
+        ),
+        ("data.sources=[a.jsonl]", "not a.jsonl; for example `sources: [{path: chats.jsonl}]`"),
+        (
+            "data.sources=a.jsonl",
+            "data.sources needs a list, not a.jsonl; for example `sources: [{path: chats.jsonl}]`",
+        ),
+        (
+            "data.sources=[]",
+            "data.sources needs at least 1 in its list, not []; for example `sources: [{path: chats.jsonl}]`",
+        ),
+        (
+            "data.sources=[{split: train}]",
+            "data.sources.0: give either `path` or `sample`, for example `path: chats.jsonl`",
+        ),
+        ("data.sources.0.split=[a, b]", "data.sources.0.split needs a text, not [a, b]; for example `split: train`"),
+        (
+            "data.sources.0.columns=[q, a]",
+            "data.sources.0.columns needs keys with values below it, not [q, a]; for example `columns: {user",
+        ),
+        (
+            "data.sources.0.columns={usr: q}",
+            "data.sources.0.columns: no format has a field usr; did you mean user? for example `columns: {",
+        ),
+        (
+            "data.sources.0.columns={zzz: q}",
+            "no format has a field zzz; it may be one of messages, system, user, assistant,",
+        ),
+        (
+            "data.sources.0.roles={doctor: helper}",
+            "data.sources.0.roles.doctor needs one of system, developer, user, assistant, tool, ",
+        ),
+        (
+            "data.tokenizer=5",
+            "data.tokenizer needs a text or the keys vocab_size below it, not 5; for example `tokenizer: models/",
+        ),
+        (
+            "data.tokenizer={path: tok}",
+            "unknown key data.tokenizer.path; valid keys: vocab_size; for example `tokenizer: models/SmolLM2",
+        ),
+        (
+            "data.tokenizer={vocab_size: 9}",
+            "data.tokenizer.vocab_size needs a number of at least 300, not 9; for example `vocab_size: 4096`",
+        ),
+        ("data.control_tokens=no", "data.control_tokens needs one of keep, escape, reject, not false"),
+        ("data.template_date=now", "data.template_date needs a date, not now; for example `template_date: 2025-01-01`"),
+        ("data.deduplicate=maybe", "data.deduplicate needs true or false, not maybe; for example `deduplicate: false`"),
+        (
+            "data=5",
+            "data needs the keys sources, tokenizer, tokenizer_revision, special_tokens, store, chat_template, …",
+        ),
+        (
+            "evaluate.samples=hi",
+            "evaluate.samples needs a list, not hi; for example `samples: ['What can you help me with?']`",
+        ),
+        ("train.zero=3", "nvme_path, hpz_partition_size, coalesce below it, not 3; for example `zero: {stage: 2}`"),
+        ("model.path=5", "model.path needs a text, not 5; for example `path: models/SmolLM2-135M`"),
         ("learning_rate", "overrides look like section.key=value"),
         ("train.seed=[1", "is not a YAML value"),
     ],

@@ -238,7 +238,7 @@ def test_a_vocabulary_far_smaller_than_the_embedding_is_told(plan: Any, rows: in
     [
         ("data.too_long=error", "documents have more than data.max_length=128"),
         ("data.sources.0.weight=0.0001", "no document is left to train on"),
-        ("data.validation.count=1000", "leaves nothing to train on"),
+        ("data.validation={count: 1000}", "leaves nothing to train on"),
     ],
 )
 def test_a_plan_that_is_not_what_was_asked_for_fails(plan: Any, override: str, message: str) -> None:
