@@ -19,7 +19,7 @@ from data_tools.messages import Message, is_blank
 from data_tools.sandbox import CharSpan
 from data_tools.skeleton import NO_FACTS, Facts, FilledChat, Skeleton, Skeletons
 from data_tools.template import JinjaTemplate
-from data_tools.turns import RewriteError, TurnFinder
+from data_tools.turns import InARowError, RewriteError, TurnFinder
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,8 @@ class ChatTemplate:
             number, weight = list(wanted.items())[-1]
             try:
                 self._render_last(conversation, number, weight)  # says why, where no setting helps
+            except InARowError:
+                raise
             except RewriteError:
                 raise rewritten from None
             hint = "set data.on_rewrite=last_turn (learns the last answer only) or split_turns (a document per answer)"

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from data_tools.errors import RowError
@@ -26,6 +27,10 @@ Parts = tuple[tuple[str, ...], list[str]]
 """The roles and the contents of messages."""
 
 _FIELDS = {"from": "role", "value": "content"}
+_SAME = {**_FIELDS, "thinking": "reasoning_content", "reasoning_content": "thinking"}
+_SHORT = 4
+"""Letters of fields for which a word with another letter is no slip: `game` is not `name`."""
+_KNOWN = ("role", "content", "train", "weight", "name", "tool_calls", "tool_call_id", *_SAME)
 
 
 def plain_parts(messages: list[Any]) -> Parts | None:
@@ -101,6 +106,10 @@ def _message(raw: Any, number: int, roles: dict[str, str]) -> tuple[Message, flo
     for field, name in _FIELDS.items():
         if field in message and name not in message:
             message[name] = message.pop(field)
+    for key in message:
+        meant = _slip_of(key)
+        if meant is not None and not {meant, _SAME.get(meant)} & message.keys():
+            raise RowError(f"message {number} has {key!r}; did you mean `{meant}`? Correct it, or rename the field")
     weight = _message_weight(message, number)
     role = message.get("role")
     if not isinstance(role, str):
@@ -120,6 +129,20 @@ def _message(raw: Any, number: int, roles: dict[str, str]) -> tuple[Message, flo
     if not message.get("tool_calls") and "content" not in message:
         raise RowError(f"message {number} ({message['role']}) has no content")
     return message, weight
+
+
+@lru_cache(1024)
+def _slip_of(key: str) -> str | None:
+    """The known field of which another is a slip of the pen: case, a letter more or less, another, or two swapped."""
+    key = key.lower()
+    for known in _KNOWN:
+        start = next((n for n, (a, b) in enumerate(zip(key, known, strict=False)) if a != b), min(len(key), len(known)))
+        rest, right = key[start:], known[start:]
+        swapped = rest[:2] == right[1::-1] and rest[2:] == right[2:]
+        another = rest[1:] == right[1:] and len(known) > _SHORT
+        if key == known or rest[1:] == right or rest == right[1:] or swapped or another:
+            return known
+    return None
 
 
 def _message_weight(message: Message, number: int) -> float:

@@ -31,6 +31,18 @@ class RewriteError(RowError):
         )
 
 
+class InARowError(RewriteError):
+    """It does so because another answer follows at once."""
+
+    def __init__(self, second: int) -> None:
+        """Say which messages these are, by the number of the second."""
+        RowError.__init__(
+            self,
+            f"two assistant messages in a row ({second - 1} and {second}): the chat template rewrites the first "
+            f"because of the second; join them into one",
+        )
+
+
 @dataclass(slots=True)  # not frozen: several are made for every row, and freezing makes that three times slower
 class Turn:
     """What the model writes: one assistant message, or several between which nobody else speaks."""
@@ -103,6 +115,8 @@ class TurnFinder:
             start, header_end = self._asked(text, conversation, number)
             is_last = number == len(messages) - 1
             through = text if is_last else self._shared(text, self.template.text(conversation, messages[: number + 1]))
+            if start is None and messages[number - 1]["role"] == "assistant":
+                raise InARowError(number)
             if start is None or through is None:
                 raise RewriteError(
                     f"message {number} no longer reads as the model had to write it once the chat goes on"

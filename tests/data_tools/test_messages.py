@@ -123,6 +123,50 @@ def test_other_messages_are_refused_with_a_reason(message: Any, reason: str) -> 
         read(message)
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        *(("trian", "train"), ("Train", "train"), ("tran", "train"), ("wieght", "weight"), ("weigt", "weight")),
+        *(
+            ("weights", "weight"),
+            ("tool_call", "tool_calls"),
+            ("toolCalls", "tool_calls"),
+            ("tool-calls", "tool_calls"),
+        ),
+        *(("reasonning_content", "reasoning_content"), ("thinkng", "thinking"), ("nmae", "name"), ("Name", "name")),
+        *(("tool_call_di", "tool_call_id"), ("toolcall_id", "tool_call_id")),
+    ],
+)
+def test_a_slip_of_the_pen_is_not_passed_over(key: str, meant: str) -> None:
+    with pytest.raises(RowError, match=f"message 1 has {key!r}; did you mean `{meant}`"):
+        read(USER, {**ANSWER, key: False})
+    assert read(USER, {**ANSWER, key: None}) == [USER, ANSWER]  # as columnar files fill absent fields
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"role": "user", "contnet": "Hi"}, "did you mean `content`"),
+        ({"role": "user", "Content": "Hi"}, "did you mean `content`"),
+        ({"rol": "user", "content": "Hi"}, "did you mean `role`"),
+        ({"form": "human", "value": "Hi"}, "did you mean `from`"),
+        ({"from": "human", "vlaue": "Hi"}, "did you mean `value`"),
+    ],
+)
+def test_slips_in_what_a_message_needs_are_told_as_such(message: Any, reason: str) -> None:
+    with pytest.raises(RowError, match=reason):
+        read(message)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["context", "contents", "form", "roles", "game", "id", "turn", "reasoning", "score", "loss", "trained", "tools"],
+)
+def test_other_fields_are_handed_to_the_template(key: str) -> None:
+    """Also those that differ by a letter from one that is there, so that they are no slip."""
+    assert read(USER, {**ANSWER, key: "x"}) == [USER, {**ANSWER, key: "x"}]
+
+
 def test_plain_parts_are_those_of_plain_messages_only() -> None:
     assert plain_parts([USER, ANSWER]) == (("user", "assistant"), ["Hi", "Hello"])
     for other in (

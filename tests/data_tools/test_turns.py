@@ -166,6 +166,23 @@ def test_what_becomes_of_chats_whose_earlier_turns_are_rewritten(real_data: Path
     assert learnt("split_turns") == [["First.<|im_end|>"], ["Second.<|im_end|>"]]
 
 
+def test_two_answers_in_a_row_are_told_where_no_setting_helps(real_data: Path) -> None:
+    """Qwen3's template puts its empty block into the last answer only: the second is asked for by another text."""
+    source = (real_data / "chat_templates" / "Qwen-Qwen3-0.6B.jinja").read_text(encoding="utf-8")
+    twice = [ASKED, answer("First."), answer("Second.")]
+    for train_on in ("assistant", "last_assistant", "all"):
+        for on_rewrite in ("error", "last_turn", "split_turns"):
+            learning = Learning(train_on=train_on, on_rewrite=on_rewrite)
+            template = ChatTemplate(source, SPECIAL, date(2025, 1, 1), learning, CONTROL)
+            for messages, numbers in ((twice, "1 and 2"), ([ASKED, answer("Before."), *twice], "3 and 4")):
+                with pytest.raises(RowError, match=rf"^two assistant messages in a row \({numbers}\).*; join them"):
+                    template.render(Conversation(messages, parts=plain_parts(messages)))
+    learning = Learning(on_rewrite="last_turn")  # which helps where one answer is last
+    template = ChatTemplate(source, SPECIAL, date(2025, 1, 1), learning, CONTROL)
+    (chat,) = template.render(Conversation([*twice, ASKED_AGAIN, answer("Third.")]))
+    assert chat.learnt() == ["Third.<|im_end|>"]
+
+
 def test_a_rewritten_chat_is_not_learnt_whole_either(real_data: Path) -> None:
     """Qwen3's template drops the reasoning of earlier turns: `all` would lose it, and learn other headers."""
     source = (real_data / "chat_templates" / "Qwen-Qwen3-0.6B.jinja").read_text(encoding="utf-8")
