@@ -174,8 +174,9 @@ def _activations(packed: PackedCausalLM, train: TrainConfig, tokens: int) -> int
     whole = count_activations(packed, tokens)
     if not train.activation_checkpointing:
         return whole
+    layers: int = packed.model.config.get_text_config().num_hidden_layers
     forget_activations(packed.model, train)
-    return count_activations(packed, tokens) + whole // packed.model.config.get_text_config().num_hidden_layers
+    return count_activations(packed, tokens) + whole // layers
 
 
 def count_activations(packed: PackedCausalLM, tokens: int) -> int:
