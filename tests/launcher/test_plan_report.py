@@ -247,3 +247,21 @@ def test_a_plan_that_is_not_what_was_asked_for_fails(plan: Any, override: str, m
     assert set(facts) == {"error"}
     assert message in shown
     assert "half have at most" in shown, "the lengths come first, so that a limit can be chosen"
+
+
+def test_memory_is_forecast_and_what_fits_is_told(plan: Any) -> None:
+    _, facts, shown = plan("train.packs_per_step=16")
+    told = facts["memory"]
+    assert (told["dtype"], told["of_rank"]) == ("float32", None) and "largest_micro_batch" not in told
+    parts = (told[name] for name in ("parameters", "optimizer", "gradients", "activations", "loss_head"))
+    assert max(told["activations"], told["optimizer"]) < told["peak"] <= sum(parts)
+    assert "memory of a rank, forecast in float32" in shown and "packs_per_micro_batch" not in shown
+    _, facts, shown = plan("train.packs_per_step=16", "--gpu-memory", "80")
+    assert (facts["memory"]["dtype"], facts["memory"]["largest_micro_batch"]) == ("bfloat16", 8)
+    assert "a rank has 80 GiB: train.packs_per_micro_batch=8 fits as well" in shown
+    _, facts, shown = plan("train.packs_per_step=16", "--gpu-memory", "0.000001")
+    assert facts["memory"]["largest_micro_batch"] is None
+    assert "not even one pack fits; set a higher train.zero.stage" in shown
+    between = 1.15 * facts["memory"]["peak"] / 2**30
+    _, facts, shown = plan("train.packs_per_step=16", "train.packs_per_micro_batch=8", "--gpu-memory", str(between))
+    assert f"packs_per_micro_batch=8 will not fit, {facts['memory']['largest_micro_batch']} will" in shown
