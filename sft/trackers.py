@@ -36,11 +36,21 @@ def check_trackers(names: Sequence[str]) -> None:
     """A tracker that is not installed is said before anything is trained.
 
     Raises:
-        UserError: its package is missing.
+        UserError: its package is missing, or it has nowhere to write.
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"track: {name} is not installed; pip install {name}, or leave it out of track")
+        if name == "mlflow" and importlib.util.find_spec("sqlalchemy") is None and not _mlflow_has_place():
+            raise UserError(
+                "track: mlflow-skinny has no database; set MLFLOW_TRACKING_URI to a server, or pip install mlflow"
+            )
+
+
+def _mlflow_has_place() -> bool:
+    import mlflow
+
+    return bool(mlflow.is_tracking_uri_set())
 
 
 class Trackers:
@@ -133,9 +143,7 @@ def _mlflow(run: TrainingRun, known: str | None, step: int) -> Tracker:
     import mlflow
     from mlflow.environment_variables import MLFLOW_EXPERIMENT_ID, MLFLOW_EXPERIMENT_NAME
 
-    if not mlflow.is_tracking_uri_set():
-        if importlib.util.find_spec("sqlalchemy") is None:
-            raise UserError("mlflow-skinny has no database; set MLFLOW_TRACKING_URI to a server, or pip install mlflow")
+    if not _mlflow_has_place():
         mlflow.set_tracking_uri(f"sqlite:///{run.folder.absolute() / 'mlflow.db'}")
     if known is None and not MLFLOW_EXPERIMENT_ID.get() and not MLFLOW_EXPERIMENT_NAME.get():
         mlflow.set_experiment(PROJECT)
