@@ -2,9 +2,10 @@
 
     heartbeats/rank-1.json    {"pid": …, "host": …, "progress": 41, "doing": "training", "at": "loss.py:88", "waits": …}
 
-A thread of every rank writes this ten times in `train.hang_timeout`. Ranks that make no progress for so long look at
-each other's: one that is stopped or whose machine hangs writes no more, and one that is stuck is the one that does not
-wait for others in a collective. They say which it is, and end; then whatever started them ends the rest.
+A thread of every rank writes this ten times in `QUIET` seconds. Ranks that make no progress for so long look at each
+other's: one that is stopped or whose machine hangs writes no more. After `train.hang_timeout`, which leaves time for
+what takes long, they also look for one that is stuck: it is the one that does not wait for others in a collective. They
+say which it is, and end; then whatever started them ends the rest.
 """
 
 import json
@@ -19,9 +20,11 @@ from sft.exits import HUNG
 from sft.world import World
 
 FOLDER = "heartbeats"
+QUIET = 120.0
+"""Seconds after which a rank that gives no sign of life is missed; a shared folder may show what is a minute old."""
 _BEATS = 10
-"""In a timeout."""
-_SILENT = 3
+"""In that time."""
+_SILENT = 8
 """Beats that a living rank never leaves out."""
 
 
@@ -38,6 +41,7 @@ class Heart:
         self._own = self._files[world.rank]
         self._rank = world.rank
         self._timeout = timeout
+        self._quiet = min(timeout, QUIET)
         self._main = threading.get_ident()
         self._progress = 0
         self._doing = "loading"
@@ -60,16 +64,18 @@ class Heart:
 
     def _live(self) -> None:
         # Beats are counted, not seconds: a process that was suspended and goes on did not hang for so long.
-        seen, beats = self._progress, 0
-        while not self._ended.wait(self._timeout / _BEATS):
+        seen, beats, beat = self._progress, 0, self._quiet / _BEATS
+        while not self._ended.wait(beat):
             try:
                 self._write()
             except OSError as error:
                 print(f"heartbeat: {error}", flush=True)  # a full disk: saving will say what to do about it
             beats = beats + 1 if self._progress == seen and self._watched else 0
             seen = self._progress
-            if beats >= _BEATS:
-                print(f"error: {self._who_hangs()}", file=sys.stderr, flush=True)
+            silent = self._silent() if beats >= _BEATS else []
+            if silent or beats * beat >= self._timeout:
+                said = f"error: no progress for {beats * beat:g} s: {self._who_hangs(silent)}"
+                print(said, file=sys.stderr, flush=True)
                 os._exit(HUNG)  # the main thread may wait for ever
 
     def _write(self) -> None:
@@ -77,23 +83,19 @@ class Heart:
         state = {"pid": os.getpid(), "host": socket.gethostname(), "progress": self._progress, "doing": self._doing}
         write_json(self._own, {**state, "at": at, "waits": waits})
 
-    def _who_hangs(self) -> str:
-        now = self._own.stat().st_mtime
-        silent = [
-            rank
-            for rank, path in enumerate(self._files)
-            if now - path.stat().st_mtime > _SILENT * self._timeout / _BEATS
-        ]
+    def _silent(self) -> list[int]:
+        now, longest = self._own.stat().st_mtime, _SILENT * self._quiet / _BEATS
+        return [rank for rank, path in enumerate(self._files) if now - path.stat().st_mtime > longest]
+
+    def _who_hangs(self, silent: list[int]) -> str:
         states = [json.loads(path.read_text(encoding="utf-8")) for path in self._files]
         stuck = [rank for rank, state in enumerate(states) if not state["waits"]]
-        whose = silent or stuck or list(range(len(states)))
         what = "gives no sign of life" if silent else "is stuck"
-        told = "; ".join(
+        return "; ".join(
             f"rank {rank} (process {states[rank]['pid']} on {states[rank]['host']}) {what} while "
             f"{states[rank]['doing']}, last seen at {states[rank]['at']}"
-            for rank in whose
+            for rank in silent or stuck or range(len(states))
         )
-        return f"no progress for {self._timeout:g} s: {told}"
 
 
 def heartbeat_path(folder: Path, rank: int) -> Path:

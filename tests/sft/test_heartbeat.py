@@ -14,11 +14,12 @@ ROOT = Path(__file__).parent.parent.parent
 RANK = """
 import sys, time
 from pathlib import Path
-from sft.heartbeat import Heart
+from sft import heartbeat
 from sft.world import join_world
 
 world = join_world()
-heart = Heart(Path(sys.argv[1]), world, timeout=2)
+heartbeat.QUIET = 2.0
+heart = heartbeat.Heart(Path(sys.argv[1]), world, timeout=float(sys.argv[3]))
 time.sleep(3)  # loading: it is not watched yet
 for _ in range(30):
     heart.progress("training")
@@ -26,12 +27,12 @@ for _ in range(30):
 if sys.argv[2] == "end":
     heart.end()
 if world.rank == 1 or world.size == 1:
-    time.sleep(3 if sys.argv[2] == "end" else 60)  # line 16
+    time.sleep(3 if sys.argv[2] == "end" else 60)  # line 17
 world.barrier()
 """
 
 
-def start_ranks(ranks: int, folder: Path, then: str) -> list[subprocess.Popen[str]]:
+def start_ranks(ranks: int, folder: Path, then: str, timeout: float = 2) -> list[subprocess.Popen[str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -39,7 +40,7 @@ def start_ranks(ranks: int, folder: Path, then: str) -> list[subprocess.Popen[st
     environment |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     return [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, str(folder), then],
+            [sys.executable, "-c", RANK, str(folder), then, str(timeout)],
             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -58,17 +59,33 @@ def test_the_rank_that_does_not_wait_for_others_is_the_one(tmp_path: Path) -> No
     host = socket.gethostname()
     assert line == (
         f"error: no progress for 2 s: rank 1 (process {stuck.pid} on {host}) is stuck while training, "
-        "last seen at <string>:16"
+        "last seen at <string>:17"
     )
 
 
-def test_a_suspended_process_goes_on_and_an_end_is_no_hang(tmp_path: Path) -> None:
-    (rank,) = start_ranks(1, tmp_path, "end")
-    beats = tmp_path / "heartbeats" / "rank-0.json"
+def test_a_rank_without_a_sign_of_life_is_missed_long_before_the_timeout(tmp_path: Path) -> None:
+    waiting, stopped = start_ranks(2, tmp_path, "hang", timeout=600)
+    wait_for_training(tmp_path / "heartbeats" / "rank-1.json")
+    stopped.send_signal(signal.SIGSTOP)
+    _, said = waiting.communicate(timeout=60)
+    stopped.kill()
+    stopped.communicate()
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert waiting.returncode == HUNG
+    assert f"rank 1 (process {stopped.pid} on {socket.gethostname()}) gives no sign of life while training" in line
+    assert "rank 0" not in line
+
+
+def wait_for_training(beats: Path) -> None:
     deadline = time.monotonic() + 60
     while not (beats.exists() and '"training"' in beats.read_text(encoding="utf-8")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_suspended_process_goes_on_and_an_end_is_no_hang(tmp_path: Path) -> None:
+    (rank,) = start_ranks(1, tmp_path, "end")
+    wait_for_training(tmp_path / "heartbeats" / "rank-0.json")
     rank.send_signal(signal.SIGSTOP)
     time.sleep(3)
     rank.send_signal(signal.SIGCONT)
