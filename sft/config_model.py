@@ -36,8 +36,9 @@ class ModelConfig(Section):
     """Run the Python code that lies beside the weights; of the hub only that of a commit, given as `revision`."""
     config: dict[str, Any] | None = Field(None, examples=[{"architecture": "llama"}])
     """`architecture` (llama, qwen3, …) and the keys of its transformers configuration, for random weights."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What forward and backward compute in; auto: bfloat16 on GPUs that have it, else float32."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What forward and backward compute in; auto: bfloat16 on GPUs that have it, else float32. float16, for GPUs
+    without bfloat16, scales the loss, and leaves out steps where the scale was too large."""
     lora: LoraConfig | None = Field(None, examples=[{"rank": 16}])
     """Train low-rank adapters in place of the weights."""
     quantize: Literal["nf4"] | None = None

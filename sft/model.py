@@ -121,8 +121,8 @@ def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     if config.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" and has_bfloat16 else torch.float32
     if config.dtype == "bfloat16" and not has_bfloat16:
-        raise UserError("model.dtype=bfloat16: this GPU has no bfloat16; set model.dtype=float32")
-    return torch.float32 if config.dtype == "float32" else torch.bfloat16
+        raise UserError("model.dtype=bfloat16: this GPU has no bfloat16; set model.dtype=float16 or float32")
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.dtype]
 
 
 def load_model(

@@ -53,10 +53,8 @@ def check_train(train: TrainConfig, dtype: torch.dtype, ranks: int) -> None:
             if is_on is True or is_on is torch.bfloat16:
                 raise UserError(f"train.{key}: the model computes in {name}; set model.dtype=bfloat16, or leave it out")
     if train.zero.coalesce and gradient_dtype(train, dtype) is not dtype:
-        raise UserError(
-            f"train.zero.coalesce: gradients would be summed in {name} instead of float32; "
-            f"set train.gradient_dtype={name}, or leave it out"
-        )
+        way_out = "set train.gradient_dtype=bfloat16, or leave it out" if dtype is torch.bfloat16 else "leave it out"
+        raise UserError(f"train.zero.coalesce: gradients would be summed in {name} instead of float32; {way_out}")
 
 
 def check_device(train: TrainConfig, dtype: torch.dtype, device: torch.device) -> None:

@@ -1,8 +1,9 @@
-"""bfloat16 with every ZeRO stage: a step, a checkpoint, whole weights from it, and the step after a resume."""
+"""Numbers of 16 bits with every ZeRO stage: a step, a checkpoint, whole weights from it, the step after a resume."""
 
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from data_tools.plan import PackPlan
@@ -11,7 +12,7 @@ from sft.world import World
 from tests.ranks import run_ranks
 
 
-def train_and_resume(world: World, store: str, plan: str, folder: str) -> dict[str, Any]:
+def train_and_resume(world: World, store: str, plan: str, folder: str, name: str) -> dict[str, Any]:
     """By stage: losses of two steps, the second again after a resume, and the names of the consolidated weights."""
     from sft.batches import make_batch
     from sft.clock import Clock
@@ -20,20 +21,25 @@ def train_and_resume(world: World, store: str, plan: str, folder: str) -> dict[s
     from sft.model import PackedCausalLM
     from tests.sft.models import tiny_llama
 
+    dtype: torch.dtype = getattr(torch, name)
     tokens, packs = TokenStore(Path(store)), PackPlan(Path(plan))
+
+    norms: list[float] = []
 
     def step(engine: Any, number: int) -> float:
         mine = packs.micro_batches(number, world.rank, world.size, 1)
         batches = [make_batch(tokens, packs.train, micro_batch) for micro_batch in mine]
         size = packs.size_of_step(number)
-        return world.sum(optimizer_step(engine, batches, size.weight, 1e-3, world, Clock()).loss_sum)[0]
+        result = optimizer_step(engine, batches, size.weight, 1e-3, world, Clock())
+        norms.append(float(result.gradient_norm))
+        return world.sum(result.loss_sum)[0]
 
     report = {}
     for stage in (0, 1, 2, 3):
         train = TrainConfig.model_validate({"packs_per_step": 6, "zero": {"stage": stage}})
 
         def engine(train: TrainConfig = train) -> Any:
-            return start_engine(PackedCausalLM(tiny_llama(False).bfloat16()), train, torch.bfloat16, world)
+            return start_engine(PackedCausalLM(tiny_llama(False).to(dtype)), train, dtype, world)
 
         first = engine()
         checkpoint = Path(folder) / str(stage)
@@ -47,13 +53,21 @@ def train_and_resume(world: World, store: str, plan: str, folder: str) -> dict[s
             "losses": [loss.hex() for loss in losses],
             "resumed": step(second, 1).hex(),
             "weights": len(weights),
+            "norms": norms[-3:],
         }
     return report
 
 
-def test_every_stage_trains_saves_and_resumes_in_bfloat16(folders: dict[str, str], tmp_path: Path) -> None:
-    report, _ = run_ranks(2, "tests.sft.test_bfloat16:train_and_resume", folder=str(tmp_path), **folders)
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_every_stage_trains_saves_and_resumes(name: str, folders: dict[str, str], tmp_path: Path) -> None:
+    if name == "float16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        pytest.skip("DeepSpeed takes float16 from CPUs that multiply in it")
+    report, _ = run_ranks(2, "tests.sft.test_half:train_and_resume", folder=str(tmp_path), name=name, **folders)
     assert sorted(report) == ["0", "1", "2", "3"]
     for stage in report.values():
         assert stage["resumed"] == stage["losses"][1] != stage["losses"][0]
         assert stage["weights"] == 21
+        first, *later = stage["norms"]
+        assert first == pytest.approx(report["0"]["norms"][0], rel=0.02) and first > 0
+        # float16 may leave out a step, where its first scales are too large; it is the same step after a resume.
+        assert later[0] == later[1] and (later[0] > 0 or name == "float16")
