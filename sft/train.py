@@ -63,7 +63,9 @@ def main() -> int:
     try:
         run = TrainingRun.open(arguments.run)
         world = join_world(run.train.hang_timeout + 60)  # the heartbeat knows more, and comes first
-        return train(run, arguments.resume, world, signalled)
+        code = train(run, arguments.resume, world, signalled)
+        world.leave()
+        return code
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return FAILED

@@ -39,6 +39,10 @@ class World:
             dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.hosts)
         return int(largest)
 
+    def leave(self) -> None:
+        """Part from the other ranks, as the last thing: threads that still listen to them can abort an exit."""
+        dist.destroy_process_group()
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:

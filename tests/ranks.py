@@ -49,8 +49,10 @@ def _call(function: str, arguments: str, result: str) -> None:
     from sft.world import join_world
 
     module, name = function.split(":")
-    value = getattr(importlib.import_module(module), name)(join_world(), **json.loads(arguments))
+    world = join_world()
+    value = getattr(importlib.import_module(module), name)(world, **json.loads(arguments))
     Path(result).write_text(json.dumps(value), encoding="utf-8")
+    world.leave()
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def test_with_json_a_mistyped_option_and_an_unforeseen_error_are_json_too(
 
     assert main(["plan", "half\ud800.yaml", "--json"]) == 1
     assert r"half\ud800.yaml is neither" in json.loads(capsys.readouterr().out)["error"]
-    monkeypatch.setattr("launcher.stages.plan_stage", lambda *_: 1 // 0)
+    monkeypatch.setattr("launcher.stages.plan_stage", lambda *_, **__: 1 // 0)
     assert main(["plan", str(recipe), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["error"].startswith("ZeroDivisionError: ")
     with pytest.raises(ZeroDivisionError):

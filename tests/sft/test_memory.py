@@ -93,9 +93,15 @@ def forecast(dtype: str, train: dict[str, Any], ranks: int, tokens: int = 8) -> 
     )
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_model_state_is_what_deepspeed_keeps(ranks: int) -> None:
-    cases = CASES if ranks == 2 else [case for case in CASES if case != IN_PART]
+@pytest.mark.parametrize(
+    ("ranks", "cases"),
+    [
+        (2, [CASES[2], CASES[6], CASES[-1]]),
+        pytest.param(2, CASES, marks=pytest.mark.slow),
+        pytest.param(1, [case for case in CASES if case != IN_PART], marks=pytest.mark.slow),
+    ],
+)
+def test_model_state_is_what_deepspeed_keeps(ranks: int, cases: list[tuple[str, dict[str, Any]]]) -> None:
     measured, *_ = run_ranks(ranks, f"{__name__}:state_in_optimizer_step", cases=cases)
     for (dtype, train), found in zip(cases, measured, strict=True):
         told = forecast(dtype, train, ranks).model_state
