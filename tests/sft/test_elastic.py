@@ -17,6 +17,9 @@ pytestmark = pytest.mark.slow
 
 BOUND = 1e-5
 """Of losses, relative, in float32."""
+LATER = {"float32 adamw": BOUND, "float32 muon": 1e-4, "bfloat16 adamw": 2e-3}
+"""Of the steps after one on other ranks, which sum gradients in another order: Muon makes its updates in bfloat16 where a
+machine has it, and rounds a difference of 1e-7 to one of 1e-5."""
 PLAN, MODEL = "plan", "model"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -165,11 +168,12 @@ def test_a_resumed_engine_has_the_same_losses_to_the_last_bit(found: Found, numb
 
 @pytest.mark.parametrize("number", range(len(WAYS)))
 def test_two_ranks_one_and_two_again(found: Found, number: int) -> None:
-    """What is loaded is the same; in bfloat16 other ranks round sums of gradients elsewhere, as later steps show."""
+    """What is loaded is the same, and so is the first loss; later ones differ by what other ranks round elsewhere."""
     through, elastic = found.ways[number]
     differences = [abs(one / other - 1) for one, other in zip(elastic, through, strict=True)]
     assert differences[0] < BOUND
-    assert max(differences) < (2e-3 if WAYS[number][0] is ROUNDED else BOUND)
+    kind = WAYS[number][0]
+    assert max(differences) < LATER[f"{kind['dtype']} {kind['optimizer']}"]
 
 
 def test_parts_are_put_together_as_in_deepspeeds_universal_checkpoint(found: Found) -> None:
