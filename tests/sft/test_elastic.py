@@ -18,8 +18,8 @@ pytestmark = pytest.mark.slow
 BOUND = 1e-5
 """Of losses, relative, in float32."""
 LATER = {"float32 adamw": BOUND, "float32 muon": 1e-4, "bfloat16 adamw": 2e-3}
-"""Of the steps after one on other ranks, which sum gradients in another order: Muon makes its updates in bfloat16 where a
-machine has it, and rounds a difference of 1e-7 to one of 1e-5."""
+"""Of the steps after one on other ranks, which sum gradients in another order: Muon makes its updates in bfloat16 where
+a machine has it, and rounds a difference of 1e-7 to one of 1e-5."""
 PLAN, MODEL = "plan", "model"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
