@@ -158,7 +158,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             command.add_argument("--ranks", type=int, help="processes; by default one per GPU, without GPUs two")
     commands.choices["plan"].add_argument(
         "--gpu-memory",
-        type=float,
+        type=_above_zero,
         metavar="GIB",
         help="of each GPU that will train: say what fits; by default of the one here",
     )
@@ -186,11 +186,35 @@ def _add_eval_options(command: argparse.ArgumentParser) -> None:
     which.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step; by default the newest")
     which.add_argument("--model", metavar="FOLDER", help="another model, for example the one before training")
     command.add_argument(
-        "--answers", type=int, default=0, metavar="N", help="answer N held-out conversations; scored by BLEU, ROUGE-L"
+        "--answers",
+        type=_whole,
+        default=0,
+        metavar="N",
+        help="answer N held-out conversations; scored by BLEU, ROUGE-L",
     )
-    command.add_argument(
-        "--lm-eval", type=lambda text: text.split(","), default=[], metavar="TASKS", help="tasks of lm-eval: a,folder/b"
-    )
+    command.add_argument("--lm-eval", type=_names, default=[], metavar="TASKS", help="tasks of lm-eval: a,folder/b")
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
+def _above_zero(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
+
+
+def _names(text: str) -> list[str]:
+    if not all(names := text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty name")
+    return names
 
 
 def _add_inspect(commands: Any) -> None:

@@ -4,23 +4,29 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from transformers import PretrainedConfig
 
 from data_tools.plan import PackPlan
-from data_tools.store import TokenStore
-from data_tools.tokenizer import load_tokenizer
 from launcher.config import RunConfig
 from sft.memory import forecast_memory, largest_micro_batch
-from sft.model import compute_dtype, load_config
+from sft.model import compute_dtype
 
 GIB = 2**30
 
 
 def memory_facts(
-    config: RunConfig, plan: PackPlan, store: TokenStore, ranks: int, gpu_memory: float | None
+    config: RunConfig,
+    model_config: PretrainedConfig,
+    plan: PackPlan,
+    added_tokens: int,
+    ranks: int,
+    gpu_memory: float | None,
 ) -> dict[str, Any]:
     """The parts of the forecast in bytes, and the largest micro-batch where the memory of a rank is known.
 
     Args:
+        model_config: transformers' configuration of the model.
+        added_tokens: of `data.special_tokens`.
         gpu_memory: GiB of each GPU of the machines that will train; None: of the GPU that is here, if there is one.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -30,12 +36,10 @@ def memory_facts(
     dtype = compute_dtype(config.model, device)
     if gpu_memory is not None and config.model.dtype == "auto":
         dtype = torch.bfloat16  # what training will choose there
-    tokenizer = load_tokenizer(str(store.folder / "tokenizer"))
-    model_config = load_config(config.model, tokenizer, store.vocab_size, store.added_tokens)
     about = (config.model, model_config, config.train, dtype, ranks)
     pack = (plan.settings.max_length, int(plan.train.trained.max()))
     tokens, labels = (config.train.packs_per_micro_batch * number for number in pack)
-    forecast = forecast_memory(*about, tokens, labels, store.added_tokens)
+    forecast = forecast_memory(*about, tokens, labels, added_tokens)
     facts: dict[str, Any] = {
         "dtype": str(dtype).removeprefix("torch."),
         "parameters": forecast.parameters,
@@ -47,7 +51,7 @@ def memory_facts(
         "of_rank": memory,
     }
     if memory is not None:
-        facts["largest_micro_batch"] = largest_micro_batch(*about, pack, memory, store.added_tokens)
+        facts["largest_micro_batch"] = largest_micro_batch(*about, pack, memory, added_tokens)
     return facts
 
 
@@ -78,4 +82,4 @@ def show_memory(facts: dict[str, Any], config: RunConfig, console: Console) -> N
 
 
 def _gib(size: int) -> str:
-    return f"{size / GIB:.3g} GiB"
+    return f"{size / GIB:.3g} GiB" if size >= GIB / 10 else f"{size / 2**20:.3g} MiB"

@@ -77,7 +77,7 @@ def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
         reasons = reject_reasons(store.file(REJECTS))
     if refused := totals["rejected"] + totals["dropped"]:
         console.print(
-            f"[yellow]{totals['rejected']:,} rows rejected, {totals['dropped']:,} dropped[/]; "
+            f"[yellow]rows rejected: {totals['rejected']:,}, dropped: {totals['dropped']:,}[/]; "
             f"the reasons of all {refused:,} are in {store.folder / REJECTS}"
         )
         show_reasons(reasons, console)
@@ -143,7 +143,8 @@ def plan_stage(
     record = config.folder / "plan" / VERIFIED
     verified = verify_store(store, record, everything)
     show_lengths(length_report(store.index["length"], config.data.max_length), config.data.max_length, console)
-    attention, embedding_rows = _of_model(config, store)
+    attention, model_config = _of_model(config, store)
+    embedding_rows = None if model_config is None else int(model_config.get_text_config().vocab_size)
     settings = PlanSettings.of(config.data, config.train.packs_per_step, config.train.seed, attention)
     plan = make_plan(store, settings, config.folder / "plan")
     stale, read = stale_sources(config.data, store, record)
@@ -151,10 +152,10 @@ def plan_stage(
     save_run(config)
     facts = plan_facts(plan, store, ranks, config.train.packs_per_micro_batch, embedding_rows)
     show_plan(facts, plan, ranks, console)
-    if embedding_rows is not None:
+    if model_config is not None:
         from launcher.memory_report import memory_facts, show_memory
 
-        facts["memory"] = memory_facts(config, plan, store, ranks, gpu_memory)
+        facts["memory"] = memory_facts(config, model_config, plan, store.added_tokens, ranks, gpu_memory)
         show_memory(facts["memory"], config, console)
     if not config.model.is_given:
         console.print("no model is given, so attention counts as in one of 8 billion parameters; train plans again")
@@ -166,9 +167,9 @@ def plan_stage(
     return {**facts, "stale_sources": stale}
 
 
-def _of_model(config: RunConfig, store: Any) -> tuple[float, int | None]:
-    """What attention costs, and the rows of the embedding, wherever there is a model, and torch to know it; mistakes in
-    `model` are said before ranks are started.
+def _of_model(config: RunConfig, store: Any) -> tuple[float, Any]:
+    """What attention costs, and transformers' configuration of the model, wherever there is a model, and torch to know
+    it; mistakes in `model` are said before ranks are started.
     """
     from data_tools.balance import ATTENTION_COST
 
@@ -186,5 +187,4 @@ def _of_model(config: RunConfig, store: Any) -> tuple[float, int | None]:
     tokenizer = load_tokenizer(str(store.folder / "tokenizer"))
     model_config = load_config(config.model, tokenizer, store.vocab_size, store.added_tokens)
     check_length(model_config, config.data.max_length)
-    rows = int(model_config.get_text_config().vocab_size)
-    return planned or attention_cost(empty_model(config.model, model_config)), rows
+    return planned or attention_cost(empty_model(config.model, model_config)), model_config

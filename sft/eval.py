@@ -79,7 +79,10 @@ def _load(
         return checkpoint.name, load_trained_model(run, checkpoint, tokenizer, dtype)
     if not Path(model).exists() and not is_hub_id(model):
         raise UserError(f"--model: there is no folder {model}")
-    config = ModelConfig(path=model, dtype=run.model.dtype)
+    if model == run.model.path:  # as it was before training, of its revision and with its code
+        config = run.model.model_copy(update={"lora": None, "quantize": None})
+    else:
+        config = ModelConfig(path=model, dtype=run.model.dtype)
     dtype = compute_dtype(config, device)
     model_config = load_config(config, tokenizer, run.store.vocab_size, 0)
     check_length(model_config, run.plan.settings.max_length)

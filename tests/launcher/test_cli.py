@@ -155,3 +155,20 @@ def test_with_json_an_interruption_is_json_too(
     monkeypatch.setattr("launcher.stages.prepare_stage", interrupted)
     assert main(["prepare", str(recipe), "--json"]) == 130
     assert json.loads(capsys.readouterr().out)["error"].startswith("interrupted; finished units of work are kept")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["eval", "--answers", "-2"], "--answers: '-2' is not a whole number from 0 on"),
+        (["eval", "--lm-eval", "a,"], "--lm-eval: 'a,' has an empty name"),
+        (["plan", "--gpu-memory", "-1"], "--gpu-memory: '-1' is not a number above 0"),
+        (["plan", "--gpu-memory", "nan"], "--gpu-memory: 'nan' is not a number above 0"),
+    ],
+)
+def test_options_without_sense_are_refused(
+    arguments: list[str], said: str, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, *options = arguments
+    assert main([command, str(recipe), *options]) == 2
+    assert said in capsys.readouterr().err

@@ -56,7 +56,7 @@ def test_rows_that_are_not_in_the_store_are_told_by_reason(
         assert main(["prepare", str(recipe), *made, "--json"]) == 0
         out, err = capsys.readouterr()
         assert f"{said} 40 of 42 rows" in err
-        assert "2 rows rejected, 0 dropped; the reasons of all 2 are in" in err
+        assert "rows rejected: 2, dropped: 0; the reasons of all 2 are in" in err
         assert f"  1 rejected: `messages` is empty (row 40 of {source})\n" in err
         assert [reason["count"] for reason in json.loads(out)["reasons"]] == [1, 1]
     code, facts, shown = plan(*made)
