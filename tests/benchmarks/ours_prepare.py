@@ -52,7 +52,7 @@ def main() -> None:
 
     DocumentMaker.__init__ = timed  # type: ignore[assignment, method-assign]
     parts: dict[str, float] = {}
-    for name in ("_read_input", "_make_shards", "write_store"):
+    for name in ("read_input", "_make_shards", "write_store"):
         _time(name, parts)
     started = time.process_time()
     made = driver.prepare(config, Path(store))
