@@ -14,6 +14,8 @@ from data_tools.errors import UserError
 from data_tools.files import short_paths
 from launcher import stages, train_stages
 from launcher.backends.local import check_ranks, default_ranks
+from launcher.cli_jobs import COMMANDS as JOB_COMMANDS
+from launcher.cli_jobs import add_job_commands, run_job_command
 from launcher.config import find_store, load_run
 from launcher.environment import quiet_libraries
 from launcher.pins import use_lock
@@ -95,6 +97,8 @@ def _leave(signal_number: int, _: Any) -> None:
 
 
 def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    if options.command in JOB_COMMANDS:
+        return run_job_command(options, console)
     if options.command == "inspect":
         store = find_store(options.config, options.overrides)
         return stages.inspect_stage(store, console, options.source, options.n, options.html)
@@ -147,6 +151,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         stage = commands.add_parser(name, help=text, description=text.capitalize() + ".", epilog=_OVERRIDES)
         stage.add_argument("config", metavar="CONFIG|RUN", help="a YAML file, or the folder of a run")
     _add_inspect(commands)
+    add_job_commands(commands, _OVERRIDES)
     for name, command in commands.choices.items():
         command.add_argument(
             "--json",

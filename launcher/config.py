@@ -12,6 +12,7 @@ from data_tools.errors import UserError
 from data_tools.files import is_data_file, is_hub_id, is_remote
 from data_tools.mirror import local_folder
 from data_tools.store import MANIFEST, write_text
+from launcher.cluster import ClusterConfig, read_profile, with_profile
 from launcher.mistakes import explain
 from sft.config import TrainConfig
 from sft.config_model import ModelConfig
@@ -35,6 +36,8 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     track: TrackConfig = ()
     """Where metrics go besides metrics.jsonl: wandb, trackio, tensorboard, mlflow."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Where `launch` runs it."""
 
     @property
     def folder(self) -> Path:
@@ -61,6 +64,8 @@ def load_run(name: str, overrides: list[str]) -> RunConfig:
         values["data"]["store"] = values["data"]["store"] or str(path.parent / "tokens")
     for override in overrides:
         _apply(values, override)
+    if "cluster" in values:
+        values["cluster"] = with_profile(values["cluster"], read_profile, f"{path}: cluster.profile")
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:

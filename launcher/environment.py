@@ -18,6 +18,19 @@ def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     }
 
 
+_PASSED_ON = (
+    *("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ENDPOINT", "XDG_CACHE_HOME", "PYTHONPATH"),
+    *("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_CONFIG_FILE"),
+    *("WANDB_ENTITY", "WANDB_PROJECT", "WANDB_MODE", "WANDB_BASE_URL", "MLFLOW_TRACKING_URI", "TRACKIO_SPACE_ID"),
+)
+"""Variables of who launches that jobs elsewhere get as well: places and names, never a key or a token."""
+
+
+def variables_passed_on() -> tuple[tuple[str, str], ...]:
+    """Those of `_PASSED_ON` that are set here."""
+    return tuple((name, value) for name in _PASSED_ON if (value := os.environ.get(name)))
+
+
 def quiet_libraries() -> None:
     """Keep the console for what shardtune says; whoever sets these variables decides otherwise."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
