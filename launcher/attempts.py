@@ -13,15 +13,17 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from data_tools.store import write_json
 from sft.exits import FINISHED, STOPPED
 
 ATTEMPTS = Path("jobs") / "attempts.jsonl"
+_BUDGET = Path("jobs") / "budget.json"
 
 _FIRST_PORT, _PORTS = 20_000, 12_000
 """Above those of Ray's workers (10,002 to 19,999), below those that Linux gives out by itself (from 32,768 on)."""
@@ -104,7 +106,10 @@ def begin(run: Path, limit: float, job: int) -> tuple[int, float]:
         if (lost := _lost([*history, {"begin": 0}])) > budget.max_failures:
             sys.exit(f"error: {lost} starts ended without a word, and max_failures is {budget.max_failures}: giving up")
     _note(run, {"begin": _now(), "job": job, "host": socket.gethostname(), "step": step})
-    return free_port(job, restarts), limit - lead_seconds(run) if limit else float("inf")
+    (run / "status.json").unlink(missing_ok=True)  # it tells of the start before
+    left = limit - time.time()
+    lead = asked_lead(run) or min(lead_seconds(run), left / 2)
+    return free_port(job, restarts), limit - lead if limit else float("inf")
 
 
 def end(run: Path, code: int, asked: str) -> Decision:
@@ -149,10 +154,25 @@ def lead_seconds(run: Path) -> float:
     return 60 + 2 * (float(timings["longest_step"]) + float(timings["longest_save"]))
 
 
+def write_budget(run: Path, budget: Budget, lead: int | None) -> None:
+    """Leave for the job what the configuration says.
+
+    Args:
+        lead: seconds before the limit at which to save; None: by what was measured.
+    """
+    write_json(run / _BUDGET, {**asdict(budget), "lead": lead})
+
+
 def budget_of(run: Path) -> Budget:
-    """What the launcher wrote beside the job."""
-    values = _read_json(run / "jobs" / "budget.json")
+    """What the launcher left for the job."""
+    values = _read_json(run / _BUDGET)
     return Budget(int(values.get("max_failures", 3)), int(values.get("max_stops", 100)))
+
+
+def asked_lead(run: Path) -> float | None:
+    """Seconds that the configuration gives for saving before the limit."""
+    lead = _read_json(run / _BUDGET).get("lead")
+    return None if lead is None else float(lead)
 
 
 def free_port(job: int, restarts: int) -> int:

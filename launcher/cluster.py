@@ -37,7 +37,7 @@ Word = Annotated[str, AfterValidator(_word)]
 OneLine = Annotated[str, AfterValidator(_one_line)]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
-_TIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):([0-5]\d)(?::([0-5]\d))?")
+_TIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):([0-5]\d):([0-5]\d)")
 
 
 def _time(value: Any) -> Any:
@@ -49,10 +49,10 @@ def _time(value: Any) -> Any:
 
 
 def seconds_of(time: str) -> int:
-    """Seconds of a time limit; two numbers are hours and minutes.
+    """Seconds of a time limit.
 
-    >>> seconds_of("1-02:00:30"), seconds_of("24:00:00"), seconds_of("0:05")
-    (93630, 86400, 300)
+    >>> seconds_of("1-02:00:30"), seconds_of("24:00:00")
+    (93630, 86400)
     """
     match = _TIME.fullmatch(time)
     assert match is not None

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from data_tools.errors import UserError
 from data_tools.store import write_json, write_text
-from launcher.attempts import lead_seconds
+from launcher.attempts import Budget, lead_seconds, write_budget
 from launcher.backends import local_jobs, slurm
 from launcher.cluster import seconds_of
 from launcher.config import RunConfig, save_run
@@ -157,7 +157,8 @@ def read_jobs(folder: Path) -> dict[str, Any] | None:
 def _write_run(config: RunConfig) -> None:
     save_run(config)
     (config.folder / "jobs").mkdir(exist_ok=True)
-    write_json(config.folder / "jobs" / "budget.json", config.cluster.requeue.model_dump())
+    requeue = config.cluster.requeue
+    write_budget(config.folder, Budget(requeue.max_failures, requeue.max_stops), config.cluster.lead)
     write_json(config.folder / "jobs" / "versions.json", versions())
 
 

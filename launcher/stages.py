@@ -57,7 +57,7 @@ def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
 
     started = time.perf_counter()
     was_finished = (config.store / MANIFEST).exists()
-    with tokenizing(console) as (on_start, on_unit):
+    with tokenizing(console, config.folder) as (on_start, on_unit):
         store = prepare(config.data, config.store, on_unit, config.folder / LOCK_FILE, on_start)
     done = "already prepared" if was_finished else "prepared"
     totals: dict[str, Any] = store.manifest["totals"]

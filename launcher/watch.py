@@ -15,6 +15,7 @@ from rich.table import Table
 from data_tools.errors import UserError
 from launcher.jobs import JobState, Submitted
 from launcher.launch import BACKENDS, JOBS, read_jobs
+from launcher.progress import PREPARING
 from launcher.run_folder import read_status
 from sft.exits import STOPPED
 from sft.record import read_metrics
@@ -124,10 +125,11 @@ def _in_words(codes: list[int]) -> str:
 
 def _progress(folder: Path, stage: str) -> tuple[str, str]:
     if stage.startswith("prepare"):
-        told = _read(folder / "prepare.json")
+        told = _read(folder / PREPARING)
         if not told:
             return "", ""
-        return f"{told['rows']:,} / {told['total']:,} rows", _duration(told["seconds_left"])
+        left = told["seconds_left"]
+        return f"{told['rows']:,} / {told['total']:,} rows", "" if left is None else _duration(left)
     if stage != "train" or not (status := read_status(folder)):
         return "", ""
     lines = [line for line in read_metrics(folder) if "loss" in line]
