@@ -51,9 +51,15 @@ setup(
     python_requires=">=3.11",
     packages=[
         *("data_tools", "sft", "sft.insight", "launcher", "launcher.backends"),
-        *("configs", "configs.recipes"),
+        *("configs", "configs.recipes", "configs.clusters", "slurm"),
     ],
-    package_data={"configs.recipes": ["*.yaml"], "data_tools": ["*.jinja"], "sft.insight": ["*.jinja"]},
+    package_data={
+        "configs.recipes": ["*.yaml"],
+        "configs.clusters": ["*.yaml"],
+        "slurm": ["*.sh"],
+        "data_tools": ["*.jinja"],
+        "sft.insight": ["*.jinja"],
+    },
     install_requires=["blake3>=1,<2", "numpy>=2.2,<3", "pyarrow>=26,<27", "pydantic>=2.12,<3", "PyYAML>=6,<7"],
     extras_require={
         "prepare": PREPARE,

@@ -27,6 +27,8 @@ _BUDGET = Path("jobs") / "budget.json"
 
 _FIRST_PORT, _PORTS = 20_000, 12_000
 """Above those of Ray's workers (10,002 to 19,999), below those that Linux gives out by itself (from 32,768 on)."""
+_TOGETHER = 4
+"""What one job takes."""
 _UNMEASURED_LEAD = 300
 """Seconds before the limit to save in, as long as nothing was measured."""
 
@@ -176,21 +178,26 @@ def asked_lead(run: Path) -> float | None:
 
 
 def free_port(job: int, restarts: int) -> int:
-    """A port that nobody has on this machine, another for each job and start."""
+    """The first of `_TOGETHER` ports that nobody has on this machine, others for each job and start."""
     for port in _ports(job, restarts):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
+        if all(_is_free(port + more) for more in range(_TOGETHER)):
             return port
     sys.exit(f"error: no port from {_FIRST_PORT} on is free on this machine")
 
 
 def _ports(job: int, restarts: int) -> Iterator[int]:
-    first = (job * 7 + restarts) % _PORTS
-    return (_FIRST_PORT + (first + more) % _PORTS for more in range(_PORTS))
+    blocks = _PORTS // _TOGETHER
+    return (_FIRST_PORT + (job * 7 + restarts + more) % blocks * _TOGETHER for more in range(blocks))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 def _note(run: Path, line: dict[str, Any]) -> None:
@@ -211,16 +218,19 @@ def _now() -> str:
 
 
 def main() -> None:
-    """`begin RUN --limit SECONDS` prints port and deadline; `end RUN --code N --asked SIGNAL` what comes next."""
+    """`begin RUN --limit SECONDS` prints port and deadline, `end RUN --code N --asked SIGNAL` what comes next."""
     parser = argparse.ArgumentParser(prog="python -m launcher.attempts")
-    parser.add_argument("what", choices=("begin", "end"))
+    parser.add_argument("what", choices=("begin", "end", "port"))
     parser.add_argument("run", type=Path)
     parser.add_argument("--limit", type=float, default=0)
     parser.add_argument("--code", type=int, default=0)
     parser.add_argument("--asked", default="no")
     options = parser.parse_args()
-    if options.what == "begin":
-        port, deadline = begin(options.run, options.limit, int(os.environ.get("SLURM_JOB_ID", os.getpid())))
+    job = int(os.environ.get("SLURM_JOB_ID", os.getpid()))
+    if options.what == "port":
+        print(free_port(job, 0))
+    elif options.what == "begin":
+        port, deadline = begin(options.run, options.limit, job)
         print(port, "inf" if deadline == float("inf") else int(deadline))
     else:
         decision = end(options.run, options.code, options.asked)

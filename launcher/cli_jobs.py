@@ -1,12 +1,13 @@
 """The commands about jobs on other machines: their options, and what is called."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from data_tools.errors import UserError
-from launcher.config import load_run
+from launcher.config import is_run, load_profile, load_run
 from launcher.jobs import STAGES
 
 COMMANDS = {
@@ -14,6 +15,7 @@ COMMANDS = {
     "status": "the jobs of a run: their states, how far they are, how long they will take",
     "logs": "the output of a run's jobs",
     "cancel": "end the jobs of a run",
+    "doctor": "check this machine, and with a profile the cluster and its nodes",
 }
 
 
@@ -21,6 +23,11 @@ def add_job_commands(commands: Any, epilog: str) -> None:
     """Add the commands to the parser."""
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".", epilog=epilog)
+        if name == "doctor":
+            command.add_argument(
+                "config", metavar="PROFILE|CONFIG", nargs="?", help="a cluster profile, or a YAML file"
+            )
+            continue
         what = "CONFIG|RUN" if name == "launch" else "RUN"
         command.add_argument("config", metavar=what, help="a YAML file, or the folder or name of a run")
     launch = commands.choices["launch"]
@@ -46,7 +53,7 @@ def run_job_command(options: argparse.Namespace, console: Console) -> dict[str, 
     """Do what is asked."""
     from launcher import watch
 
-    if options.command != "launch" and options.overrides:
+    if options.command not in ("launch", "doctor") and options.overrides:
         raise UserError(f"{options.overrides[0]}: {options.command} takes no settings")
     match options.command:
         case "status":
@@ -55,6 +62,8 @@ def run_job_command(options: argparse.Namespace, console: Console) -> dict[str, 
             return watch.logs_stage(options.config, options.stage, options.follow, console)
         case "cancel":
             return watch.cancel_stage(options.config, console)
+        case "doctor":
+            return _doctor(options, console)
         case _:
             return _launch(options, console)
 
@@ -70,3 +79,15 @@ def _launch(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     points = sweep_points(options.config, overrides, options.sweep) if options.sweep else [config]
     stages = tuple(options.stages.split(",")) if options.stages else STAGES
     return launch(config, points, options.on, stages, options.dry_run, console)
+
+
+def _doctor(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    from launcher.doctor import doctor
+
+    name = options.config
+    if name is None:
+        return doctor(None, Path("runs"), console)
+    if is_run(name):
+        config = load_run(name, options.overrides)
+        return doctor(config.cluster, Path(config.runs), console)
+    return doctor(load_profile(name, options.overrides), Path("runs"), console)

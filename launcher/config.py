@@ -12,7 +12,7 @@ from data_tools.errors import UserError
 from data_tools.files import is_data_file, is_hub_id, is_remote
 from data_tools.mirror import local_folder
 from data_tools.store import MANIFEST, write_text
-from launcher.cluster import ClusterConfig, read_profile, with_profile
+from launcher.cluster import ClusterConfig, find_profile, read_profile, with_profile
 from launcher.mistakes import explain
 from sft.config import TrainConfig
 from sft.config_model import ModelConfig
@@ -70,6 +70,29 @@ def load_run(name: str, overrides: list[str]) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{path}: {explain(error, values, RunConfig)}") from None
+
+
+def is_run(name: str) -> bool:
+    """Whether a name is that of a run, or of its YAML file, and not that of a cluster profile."""
+    return any((Path(folder) / name / RUN_FILE).is_file() for folder in ("", "runs")) or (
+        Path(name).is_file() and "data" in _read_yaml(Path(name))
+    )
+
+
+def load_profile(name: str, overrides: list[str]) -> ClusterConfig:
+    """The cluster that a profile describes; overrides are written as for a run, `cluster.nodes=4`.
+
+    Raises:
+        UserError: a line that names the file, the key, and the nearest valid one.
+    """
+    values: dict[str, Any] = {"cluster": {"profile": name}}
+    for override in overrides:
+        _apply(values, override)
+    cluster = with_profile(values["cluster"], read_profile, "PROFILE")
+    try:
+        return ClusterConfig.model_validate(cluster)
+    except ValidationError as error:
+        raise UserError(f"{find_profile(name)}: {explain(error, cluster, ClusterConfig)}") from None
 
 
 def find_store(name: str, overrides: list[str]) -> Path:

@@ -2,7 +2,7 @@
 
 import re
 import subprocess
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import join, quote
 
@@ -235,6 +235,46 @@ def states(jobs: list[str]) -> dict[str, JobState]:
 def _urgency(state: JobState) -> tuple[bool, bool, bool]:
     """What is told of an array: that a task runs, else that one waits, else that one failed."""
     return state.word != "RUNNING", not state.active, state.word == "COMPLETED"
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What `sinfo` says of a partition."""
+
+    is_default: bool
+    limit: str
+    """Its longest time, in Slurm's words."""
+    nodes: int
+    gpus_per_node: int
+    """Of the nodes with most."""
+
+    @property
+    def seconds(self) -> int | None:
+        """Its longest time; None: there is no end."""
+        parts = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", self.limit)
+        if parts is None:
+            return None
+        days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def partitions() -> dict[str, Partition]:
+    """The partitions of this cluster.
+
+    Raises:
+        UserError: Slurm does not answer.
+    """
+    result = _run("sinfo", "-h", "-o", "%P|%l|%D|%G")
+    if result.returncode:
+        raise UserError(f"Slurm does not answer: {_last_line(result.stderr)}")
+    found: dict[str, Partition] = {}
+    for line in result.stdout.splitlines():
+        name, limit, nodes, gres = line.split("|", 3)
+        gpus = sum(int(number) for number in re.findall(r"gpu:(?:[^:,(]+:)?(\d+)", gres))
+        before = found.get(name.rstrip("*"), Partition(name.endswith("*"), limit, 0, 0))
+        both = before.nodes + int(nodes), max(before.gpus_per_node, gpus)
+        found[name.rstrip("*")] = Partition(name.endswith("*"), limit, *both)
+    return found
 
 
 def cancel(jobs: list[str]) -> None:
