@@ -101,17 +101,22 @@ def begin(run: Path, limit: float, job: int) -> tuple[int, float]:
     Raises:
         SystemExit: the starts so far do not allow another.
     """
-    history, step = read_attempts(run), committed_step(run)
+    history = read_attempts(run)
     restarts = sum("begin" in line for line in history)
     if history and "begin" in history[-1]:  # the scheduler started it again by itself, as after a node's failure
         budget = budget_of(run)
         if (lost := _lost([*history, {"begin": 0}])) > budget.max_failures:
             sys.exit(f"error: {lost} starts ended without a word, and max_failures is {budget.max_failures}: giving up")
-    _note(run, {"begin": _now(), "job": job, "host": socket.gethostname(), "step": step})
-    (run / "status.json").unlink(missing_ok=True)  # it tells of the start before
+    note_begin(run, job)
     left = limit - time.time()
     lead = asked_lead(run) or min(lead_seconds(run), left / 2)
     return free_port(job, restarts), limit - lead if limit else float("inf")
+
+
+def note_begin(run: Path, job: int) -> None:
+    """Note that a start begins, from what is committed."""
+    _note(run, {"begin": _now(), "job": job, "host": socket.gethostname(), "step": committed_step(run)})
+    (run / "status.json").unlink(missing_ok=True)  # it tells of the start before
 
 
 def end(run: Path, code: int, asked: str) -> Decision:

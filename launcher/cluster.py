@@ -1,21 +1,11 @@
-"""Where jobs run: the run's `cluster` section over the profile of a site.
+"""Settings of where jobs run: the `cluster` section of a run, and the profile of a site, which has the same keys."""
 
-configs/clusters/NAME.yaml                 shipped examples
-~/.config/shardtune/clusters/NAME.yaml     a user's own, found first
-"""
-
-import os
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from data_tools.config import Location, Section
-from data_tools.errors import UserError
-
-SHIPPED = Path(__file__).parent.parent / "configs" / "clusters"
 
 _WORD = re.compile(r"[A-Za-z0-9_.,@+:/=&|()*%\[\]-]+")
 
@@ -118,6 +108,18 @@ class RequeueConfig(Section):
     """After a time limit or a preemption."""
 
 
+class RayConfig(Section):
+    """A running Ray cluster, for `--on ray`."""
+
+    address: OneLine = "http://127.0.0.1:8265"
+    """Of its dashboard, which takes jobs; a tunnel leads to one elsewhere (`ray dashboard`, `ssh -L`). Its token is
+    where Ray looks for it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token."""
+    runs: OneLine | None = Field(None, examples=["/shared/runs"])
+    """The folder of runs there, on a file system that all its nodes share; by default the same as here."""
+    python: OneLine = "python"
+    """Python with shardtune on its nodes."""
+
+
 class ClusterConfig(Section):
     """The cluster, and what this run takes of it."""
 
@@ -162,6 +164,7 @@ class ClusterConfig(Section):
     fetch: Literal["here", "job"] = "here"
     """Where `fetch` runs: nodes that compute seldom have a network."""
     prepare: PrepareConfig = PrepareConfig()
+    ray: RayConfig = RayConfig()
     requeue: RequeueConfig = RequeueConfig()
     lead: int | None = Field(None, ge=1)
     """Seconds before the limit at which a run is asked to save; by default from measured steps and checkpoints."""
@@ -203,72 +206,3 @@ OWN_OPTIONS = frozenset(
     )
 )
 """Options of sbatch that have a setting of their own, or that the jobs depend on."""
-
-
-def with_profile(section: Any, read: Any, where: str) -> Any:
-    """A `cluster` section with what its profile says of all that it does not say itself.
-
-    Args:
-        section: as it stands in the YAML.
-        read: reads a YAML file into a dict.
-        where: the file of the section, for messages.
-
-    Raises:
-        UserError: there is no such profile, or profiles inherit from each other in a circle.
-    """
-    seen: list[str] = []
-    while isinstance(section, dict) and (name := section.get("profile")) is not None:
-        if name in seen:
-            raise UserError(f"cluster.profile: {' → '.join([*seen, name])} go in a circle")
-        seen.append(name)
-        path = find_profile(str(name), where)
-        profile = read(path)
-        section = _over({key: value for key, value in section.items() if key != "profile"}, profile)
-    return section
-
-
-def find_profile(name: str, where: str = "cluster.profile") -> Path:
-    """The file of a profile.
-
-    Raises:
-        UserError: there is none.
-    """
-    folders = [user_profiles(), SHIPPED]
-    candidates = [Path(name)] if name.endswith((".yaml", ".yml")) else [folder / f"{name}.yaml" for folder in folders]
-    for path in candidates:
-        if path.is_file():
-            return path
-    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
-    raise UserError(
-        f"{where}: there is no cluster profile {name}; known are {', '.join(known)}; "
-        f"write {folders[0] / (Path(name).stem + '.yaml')}"
-    )
-
-
-def user_profiles() -> Path:
-    """The folder of a user's own profiles."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "shardtune" / "clusters"
-
-
-def _over(upper: dict[str, Any], lower: dict[str, Any]) -> dict[str, Any]:
-    """`upper` where it says something, `lower` where not; sections are merged, lists are replaced."""
-    merged = dict(lower)
-    for key, value in upper.items():
-        below = lower.get(key)
-        merged[key] = _over(value, below) if isinstance(value, dict) and isinstance(below, dict) else value
-    return merged
-
-
-def read_profile(path: Path) -> dict[str, Any]:
-    """A profile as it stands in its file.
-
-    Raises:
-        UserError: it is no YAML of settings.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected settings of a cluster, such as `partition: gpu`")
-    return values

@@ -12,8 +12,9 @@ from data_tools.errors import UserError
 from data_tools.files import is_data_file, is_hub_id, is_remote
 from data_tools.mirror import local_folder
 from data_tools.store import MANIFEST, write_text
-from launcher.cluster import ClusterConfig, find_profile, read_profile, with_profile
+from launcher.cluster import ClusterConfig
 from launcher.mistakes import explain
+from launcher.profiles import find_profile, with_profile
 from sft.config import TrainConfig
 from sft.config_model import ModelConfig
 from sft.config_watch import CheckpointConfig, EvaluateConfig, TrackConfig
@@ -65,7 +66,7 @@ def load_run(name: str, overrides: list[str]) -> RunConfig:
     for override in overrides:
         _apply(values, override)
     if "cluster" in values:
-        values["cluster"] = with_profile(values["cluster"], read_profile, f"{path}: cluster.profile")
+        values["cluster"] = with_profile(values["cluster"], f"{path}: cluster.profile")
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -88,7 +89,7 @@ def load_profile(name: str, overrides: list[str]) -> ClusterConfig:
     values: dict[str, Any] = {"cluster": {"profile": name}}
     for override in overrides:
         _apply(values, override)
-    cluster = with_profile(values["cluster"], read_profile, "PROFILE")
+    cluster = with_profile(values["cluster"], "PROFILE")
     try:
         return ClusterConfig.model_validate(cluster)
     except ValidationError as error:

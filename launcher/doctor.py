@@ -135,7 +135,7 @@ def _nodes(cluster: ClusterConfig, folder: Path) -> list[Finding]:
     script = folder / "doctor.sbatch"
     write_text(script, slurm.render_job(looking, job))
     planned = [Submitted("doctor", "slurm", str(script), "logs/doctor-*.out", 1)]
-    findings = [Finding("a job", said, True) for said in slurm.check(planned)]
+    findings = [Finding("a job", said, True) for said in slurm.check(looking, planned)]
     submitted = slurm.submit(looking, planned, lambda jobs: None)
     number = str(submitted[0].id)
     if waits := _wait(number):

@@ -22,7 +22,7 @@ from rich.console import Console
 from data_tools.errors import UserError
 from data_tools.store import write_json, write_text
 from launcher.attempts import Budget, lead_seconds, write_budget
-from launcher.backends import local_jobs, slurm
+from launcher.backends import local_jobs, ray_jobs, slurm
 from launcher.cluster import seconds_of
 from launcher.config import RunConfig, save_run
 from launcher.environment import variables_passed_on
@@ -33,7 +33,7 @@ from launcher.stages import fetch_stage
 from launcher.versions import versions
 
 JOBS = Path("jobs") / "jobs.json"
-BACKENDS = {"slurm": slurm, "local": local_jobs}
+BACKENDS = {"slurm": slurm, "ray": ray_jobs, "local": local_jobs}
 
 
 def launch(
@@ -67,7 +67,7 @@ def launch(
             return _facts(folder, planned)
         if "fetch" in stages and config.cluster.fetch == "here":
             fetch_stage(config, console)
-        for line in backend.check(planned):
+        for line in backend.check(chain, planned):
             console.print(f"  {line}", markup=False, highlight=False)
         submitted = backend.submit(chain, planned, lambda jobs: _record(chain, jobs))
         console.print(f"[green]launched[/] {_listed(submitted)} → shardtune status {folder}")

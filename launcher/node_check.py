@@ -87,7 +87,7 @@ def meet(rank: int, hosts: list[str], address: str, port: int, seconds: float = 
     """
     import torch
     import torch.distributed as dist
-    from torch.distributed.distributed_c10d import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined, unused-ignore]
 
     limit = timedelta(seconds=seconds)
     try:

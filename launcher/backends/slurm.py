@@ -158,7 +158,7 @@ _PASSED = (
 """Docker hands on no variable by itself."""
 
 
-def check(planned: list[Submitted]) -> list[str]:
+def check(chain: Chain, planned: list[Submitted]) -> list[str]:
     """What Slurm would do with each script: when and where it would start.
 
     Raises:
