@@ -69,6 +69,8 @@ def launch(
             fetch_stage(config, console)
         for line in backend.check(chain, planned):
             console.print(f"  {line}", markup=False, highlight=False)
+        for end in (folder / "jobs" / "ends").glob("*.json"):
+            end.unlink()  # of an earlier launch
         submitted = backend.submit(chain, planned, lambda jobs: _record(chain, jobs))
         console.print(f"[green]launched[/] {_listed(submitted)} → shardtune status {folder}")
         return _facts(folder, submitted)

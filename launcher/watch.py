@@ -13,12 +13,16 @@ from rich.console import Console
 from rich.table import Table
 
 from data_tools.errors import UserError
+from launcher.backends import ray_jobs
 from launcher.jobs import JobState, Submitted
 from launcher.launch import BACKENDS, JOBS, read_jobs
 from launcher.progress import PREPARING
 from launcher.run_folder import read_status
 from sft.exits import STOPPED
 from sft.record import read_metrics
+
+_ONE_JOB = ("local", "ray")
+"""There one job does all stages, and says of each how it ended."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ def logs_stage(run: str, stage: str | None, follow: bool, console: Console) -> d
     """Print the output of a stage, by default of all; with `follow`, until the jobs are over."""
     folder = find_launched(run)
     jobs, states = _jobs(folder)
+    if stage is not None and jobs[0].backend == "ray":
+        raise UserError("--stage: on Ray all stages are one job, with one output; leave it out")
     if stage is not None and stage not in {job.stage for job in jobs}:
         raise UserError(f"--stage {stage}: {folder} has {', '.join(job.stage for job in jobs)}")
     lines = 0
@@ -97,9 +103,11 @@ def _jobs(folder: Path) -> tuple[list[Submitted], dict[str, JobState]]:
 
 def _look(folder: Path) -> list[Look]:
     jobs, states = _jobs(folder)
-    looks = []
+    looks: list[Look] = []
     for job in jobs:
         state, note = _state(folder, job, states)
+        if state == "RUNNING" and looks and looks[-1].id == job.id and looks[-1].state in ("RUNNING", "WAITING"):
+            state, note = "WAITING", f"for {looks[-1].stage}"  # one job does them one after the other
         progress, left = _progress(folder, job.stage)
         looks.append(Look(job.stage, job.backend, job.id, state, progress, left if state == "RUNNING" else "", note))
     return looks
@@ -109,7 +117,7 @@ def _state(folder: Path, job: Submitted, states: dict[str, JobState]) -> tuple[s
     """What the scheduler says; where it has forgotten the job, what the job itself wrote at its end."""
     ends = [_read(path) for path in sorted((folder / "jobs" / "ends").glob(f"{job.stage}*.json"))]
     codes = [end["code"] for end in ends]
-    if job.backend == "local" and len(ends) >= job.tasks:
+    if job.backend in _ONE_JOB and len(ends) >= job.tasks:
         return _in_words(codes), ""
     if job.id in states:
         return states[job.id].word, states[job.id].reason
@@ -150,6 +158,11 @@ def _output(folder: Path, stage: str | None, follow: bool) -> Iterator[str]:
     while True:
         jobs, states = _jobs(folder)
         over = not any(state.active for state in states.values())
+        if jobs[0].backend == "ray":
+            text = ray_jobs.output(str(jobs[0].id))
+            yield text[read.get(folder, 0) :]
+            read[folder] = len(text)
+            jobs = []
         for job in jobs:
             for path in sorted(folder.glob(job.log)) if stage in (None, job.stage) else []:
                 with open(path, encoding="utf-8", errors="replace") as file:
