@@ -167,6 +167,7 @@ def write_budget(run: Path, budget: Budget, lead: int | None) -> None:
     Args:
         lead: seconds before the limit at which to save; None: by what was measured.
     """
+    (run / _BUDGET).parent.mkdir(exist_ok=True)
     write_json(run / _BUDGET, {**asdict(budget), "lead": lead})
 
 

@@ -1,3 +1,4 @@
+#!/bin/bash
 # What all jobs begin with. Sourced by the bodies beside it; the launcher puts it into each script that it submits.
 #
 #   PYTHON           the command that is Python with shardtune          (python)
@@ -34,7 +35,8 @@ enter_environment() {
     module load "${MODULES[@]}" || fail "cannot load the modules ${MODULES[*]}"
   fi
   if [[ ${CONDA:-} ]]; then
-    . "$(conda info --base)/etc/profile.d/conda.sh" && conda activate "$CONDA" || fail "cannot enter conda's $CONDA"
+    . "$(conda info --base)/etc/profile.d/conda.sh" || fail "there is no conda on PATH, to enter $CONDA"
+    conda activate "$CONDA" || fail "cannot enter conda's $CONDA"
   fi
 }
 

@@ -1,3 +1,4 @@
+#!/bin/bash
 # Each node looks at itself and at its neighbours; what it finds is written below RUN_DIR.
 [[ ${RENDERED:-} ]] || . "$(dirname "$0")/common.sh"
 

@@ -1,3 +1,4 @@
+#!/bin/bash
 # Writes the model as a Hugging Face folder, and the report. Under salloc: RUN_DIR=runs/NAME bash slurm/export.sh
 [[ ${RENDERED:-} ]] || . "$(dirname "$0")/common.sh"
 

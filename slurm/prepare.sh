@@ -1,3 +1,4 @@
+#!/bin/bash
 # Makes the token store, or finishes what shares made. Under salloc: RUN_DIR=runs/NAME bash slurm/prepare.sh
 [[ ${RENDERED:-} ]] || . "$(dirname "$0")/common.sh"
 

@@ -1,3 +1,4 @@
+#!/bin/bash
 # Makes the token store with Ray actors on all nodes of the allocation. The Ray cluster is this job's own: its ports, its
 # folder, its token; it ends with the job, and no other Ray of this user is touched.
 [[ ${RENDERED:-} ]] || . "$(dirname "$0")/common.sh"

@@ -1,3 +1,4 @@
+#!/bin/bash
 # Makes the share of the token store that belongs to this task of an array job.
 [[ ${RENDERED:-} ]] || . "$(dirname "$0")/common.sh"
 

@@ -1,3 +1,4 @@
+#!/bin/bash
 # Trains on all nodes of the allocation: one task per rank, started by srun alone. When it is asked to stop (the time
 # limit comes near, a preemption), all ranks save at the same step and leave with 85, and the job goes back into the
 # queue. Under salloc: RUN_DIR=runs/NAME bash slurm/train.sh

@@ -183,9 +183,12 @@ def submit(chain: Chain, planned: list[Submitted], record: Record) -> list[Submi
     lost = _find([comment(chain, job) for job in chain.jobs])  # of a launch that was cut off
     done: list[Submitted] = []
     for job, each in zip(chain.jobs, planned, strict=True):
-        before = next((earlier.id for earlier in done if earlier.stage == job.after), None)
+        before = next((earlier for earlier in done if earlier.stage == job.after), None)
+        # A task of an array waits for its own run alone.
+        kind = "aftercorr" if before and before.tasks == each.tasks > 1 else "afterok"
+        depends = f"--dependency={kind}:{before.id}" if before else "--hold"
         try:
-            number = lost.get(comment(chain, job)) or _sbatch(each.file, before, held=not done)
+            number = lost.get(comment(chain, job)) or _sbatch(each.file, depends)
         except UserError:
             cancel([earlier.id for earlier in done if earlier.id])
             raise
@@ -197,9 +200,8 @@ def submit(chain: Chain, planned: list[Submitted], record: Record) -> list[Submi
     return done
 
 
-def _sbatch(script: str, after: str | None, held: bool) -> str:
-    options = [*(["--hold"] if held else []), *([f"--dependency=afterok:{after}"] if after else [])]
-    result = _run("sbatch", "--parsable", *options, script)
+def _sbatch(script: str, option: str) -> str:
+    result = _run("sbatch", "--parsable", option, script)
     if result.returncode:
         raise UserError(f"Slurm does not take {script}: {_last_line(result.stderr)}; nothing was submitted")
     return result.stdout.strip().split(";")[0]
