@@ -158,7 +158,7 @@ class ClusterConfig(Section):
     """What NCCL needs to be told on this network; none: it finds its way, as nearly everywhere."""
     variables: dict[Variable, OneLine] = Field({})
     """Environment variables of the jobs; nothing secret, they are in the scripts."""
-    secrets: Location = "~/.config/shardtune/secrets.env"
+    secrets: Location = Field("~/.config/shardtune/secrets.env", validate_default=True)
     """A file on all nodes, readable by you alone, with lines NAME=value (WANDB_API_KEY, HF_TOKEN): jobs read it, and it
     is never copied."""
     fetch: Literal["here", "job"] = "here"

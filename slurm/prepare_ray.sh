@@ -9,11 +9,14 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$RUN_DIR/jobs/ray-token-$SLURM_JO
 tr -dc 0-9a-f </dev/urandom 2>/dev/null | head -c 64 >"$RAY_AUTH_TOKEN_PATH"
 export RAY_ADDRESS=${hosts[0]}:$port
 
+folder=/tmp/ray-$SLURM_JOB_ID  # on each node: sockets need a short path on a local disk
 nodes=()
 end_ray() {
   local code=$?
   kill "${nodes[@]}" 2>/dev/null  # the steps of this job, and with them what they started
   wait "${nodes[@]}" 2>/dev/null
+  # shellcheck disable=SC2016  # $0 is the folder
+  srun --export=ALL --overlap --ntasks-per-node=1 bash -c 'rm -rf -- "$0"-*' "$folder"
   rm -f -- "$RAY_AUTH_TOKEN_PATH"
   (exit "$code")
   note_end
@@ -22,13 +25,11 @@ trap end_ray EXIT
 trap 'exit 143' TERM
 
 start_ray() {  # HOST, OPTIONS of `ray start`
-  local host=$1 folder=/tmp/ray-$SLURM_JOB_ID-$1
+  local host=$1
   shift
-  # shellcheck disable=SC2016  # $0 is the node's folder, $@ the command
   srun --export=ALL --overlap --nodes=1 --ntasks=1 --nodelist="$host" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
-    "${SRUN_CONTAINER[@]}" bash -c 'trap : TERM; "$@" & wait; wait; rm -rf -- "$0"' "$folder" \
-    "${PYTHON[@]}" -m ray.scripts.scripts start --block --node-ip-address="$host" \
-    --num-cpus="${SLURM_CPUS_PER_TASK:-1}" --num-gpus=0 --temp-dir="$folder" \
+    "${SRUN_CONTAINER[@]}" "${PYTHON[@]}" -m ray.scripts.scripts start --block --node-ip-address="$host" \
+    --num-cpus="${SLURM_CPUS_PER_TASK:-1}" --num-gpus=0 --temp-dir="$folder-$host" \
     --dashboard-agent-listen-port=$((port + 1)) "$@" >"$RUN_DIR/logs/ray-$SLURM_JOB_ID-$host.out" 2>&1 &
   nodes+=("$!")
 }

@@ -164,7 +164,9 @@ def check(chain: Chain, planned: list[Submitted]) -> list[str]:
     Raises:
         UserError: it would not take one of them.
     """
-    lines = []
+    known, lines = partitions(), []
+    for job in chain.jobs:
+        _check_partition(job, known)
     for job in planned:
         result = _run("sbatch", "--test-only", job.file)
         said = _last_line(result.stderr or result.stdout)
@@ -172,6 +174,24 @@ def check(chain: Chain, planned: list[Submitted]) -> list[str]:
             raise UserError(f"Slurm would not take {job.file}: {said}; nothing was submitted")
         lines.append(f"{job.stage}: {said}")
     return lines
+
+
+def _check_partition(job: Job, known: dict[str, "Partition"]) -> None:
+    """What Slurm would say in riddles, or not before the job waits for ever."""
+    name = job.partition or next((each for each, partition in known.items() if partition.is_default), None)
+    asked = [known.get(each) for each in (name or "").split(",")]
+    if name is None or None in asked:
+        raise UserError(
+            f"cluster.partition: there is no partition {name or 'by default'}; this Slurm has {', '.join(known)}; "
+            f"nothing was submitted"
+        )
+    partitions = [partition for partition in asked if partition]
+    if job.nodes > (nodes := max(partition.nodes for partition in partitions)):
+        raise UserError(f"cluster.nodes={job.nodes}: partition {name} has {nodes}; nothing was submitted")
+    if job.gpus_per_node > (gpus := max(partition.gpus_per_node for partition in partitions)):
+        raise UserError(
+            f"cluster.gpus_per_node={job.gpus_per_node}: a node of partition {name} has {gpus}; nothing was submitted"
+        )
 
 
 def submit(chain: Chain, planned: list[Submitted], record: Record) -> list[Submitted]:
