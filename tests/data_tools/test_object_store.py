@@ -20,7 +20,6 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from data_tools.chat import Learning
 from data_tools.config import DataConfig, SourceConfig, TokenizerTraining
@@ -37,6 +36,7 @@ from data_tools.store import TokenStore, file_digest, folder_digests
 from data_tools.units import work_units
 from tests.conftest import chats
 from tests.data_tools.test_prepare import content
+from tests.object_store import serving_s3
 
 ROWS = chats(50)
 LINES = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
@@ -45,17 +45,8 @@ LINES = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """The address of a server with a bucket of chats."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with serving_s3("chats") as address:
         system = fsspec.filesystem("s3")
-        system.mkdir("chats")
         parquet = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(ROWS), parquet, row_group_size=20)
         for name, content in {
@@ -66,9 +57,7 @@ def s3() -> Iterator[str]:
             "cut.parquet": parquet.getvalue()[:-100],
         }.items():
             system.pipe_file(f"chats/{name}", content)
-        yield f"http://{host}:{port}"
-        fsspec.filesystem("s3").clear_instance_cache()
-    server.stop()
+        yield address
 
 
 def rows(path: str, rows_per_shard: int | None = None) -> list[Any]:
