@@ -217,8 +217,8 @@ def reading(location: str) -> Iterator[None]:
 
 
 @contextmanager
-def writing(location: str) -> Iterator[None]:
-    """Turn what goes wrong with a store's object into one line.
+def writing(location: str, setting: str = "data.store") -> Iterator[None]:
+    """Turn what goes wrong with an object that a setting names into one line.
 
     Raises:
         UserError: the object store refuses, or cannot be reached.
@@ -226,7 +226,7 @@ def writing(location: str) -> Iterator[None]:
     try:
         yield
     except _errors() as error:
-        raise UserError(f"data.store: {location}: {_reason(error)}") from None
+        raise UserError(f"{setting}: {location}: {_reason(error)}") from None
 
 
 def _errors() -> tuple[type[Exception], ...]:
@@ -247,8 +247,8 @@ def _reason(error: Exception) -> str:
     return text or type(error).__name__
 
 
-def open_file_system(location: str) -> tuple[Any, str]:
-    """The fsspec file system of a URI, and the path there.
+def open_file_system(location: str, setting: str = "data.sources") -> tuple[Any, str]:
+    """The fsspec file system of a URI that a setting names, and the path there.
 
     Raises:
         UserError: its library is not installed.
@@ -262,6 +262,6 @@ def open_file_system(location: str) -> tuple[Any, str]:
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
         hint = f"pip install 'shardtune[{extra}]'" if extra else str(error)
-        raise UserError(f"data.sources: {protocol}:// needs another package: {hint}") from None
+        raise UserError(f"{setting}: {protocol}:// needs another package: {hint}") from None
     except ValueError as error:
-        raise UserError(f"data.sources: {location}: {error}") from None
+        raise UserError(f"{setting}: {location}: {error}") from None

@@ -5,6 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from data_tools.changes import shortened
 from data_tools.errors import UserError
 from data_tools.mirror import open_store
@@ -31,7 +33,25 @@ def check_may_start(config: RunConfig, resuming: bool) -> None:
         raise UserError(
             f"{config.folder} already has {newest.name}; go on with --resume, or start another with name=NAME"
         )
+    if newest is None and config.checkpoint.copy_to is not None:
+        _check_copies(config, resuming)
     check_same_run(config)
+
+
+def _check_copies(config: RunConfig, resuming: bool) -> None:
+    """A run whose checkpoints are only elsewhere is as good as one that has them here."""
+    from sft.copies import Copies
+
+    copies = Copies(config.folder, config.checkpoint)
+    names = copies.names()
+    if names and not resuming:
+        raise UserError(
+            f"{copies.location} already has {names[-1]}; go on with --resume, or start another with name=NAME"
+        )
+    if names:
+        before = yaml.safe_load(copies.run_file())
+        # Another machine may have the model elsewhere; whether it is the same is seen when the checkpoint is loaded.
+        _compare_settings(copies.location, before, config, besides=("model", "path"))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -52,13 +72,19 @@ def check_same_run(config: RunConfig) -> None:
     if (config.folder / "plan" / PLAN).exists():  # without it the plan is made again, and compared by the checkpoint
         _check_plan(config)
     before = load_run(str(config.folder / RUN_FILE), []).model_dump(mode="json")
+    _compare_settings(config.folder, before, config)
+
+
+def _compare_settings(
+    where: object, before: dict[str, Any], config: RunConfig, besides: tuple[str, str] = ("", "")
+) -> None:
     now = config.model_dump(mode="json")
     for section in ("model", "train"):
         for key, value in now[section].items():
-            if (section, key) not in _MAY_CHANGE and not _same(before[section].get(key), value):
-                old, new = shortened(before[section].get(key)), shortened(value)
+            old = before[section].get(key)
+            if (section, key) not in {*_MAY_CHANGE, besides} and not _same(old, value):
                 raise UserError(
-                    f"{config.folder} was started with {section}.{key}={old}, not {new}; "
+                    f"{where} was started with {section}.{key}={shortened(old)}, not {shortened(value)}; "
                     f"resume with the same, or start another run with name=NAME"
                 )
 

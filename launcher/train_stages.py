@@ -47,16 +47,20 @@ def train_planned(config: RunConfig, console: Console, ranks: int, resuming: boo
     (config.folder / STATUS).unlink(missing_ok=True)
     with following(config.folder, ranks, console) as look:
         stopped = run_ranks(config.folder, ranks, resuming, while_running=look)
+    status = read_status(config.folder)
     facts = {
         "run": str(config.folder),
         **summary(config.folder),
-        "reason": read_status(config.folder)["reason"],
+        "reason": status["reason"],
+        "warning": status["warning"],
         "seconds": round(time.perf_counter() - started, 2),
     }
+    if status["warning"]:
+        console.print(f"warning: {status['warning']}", style="yellow", markup=False, highlight=False)
     if stopped:
         raise RunStopped(facts)
     validation = facts["validation_loss"]
-    if facts["step"] < read_status(config.folder)["steps"]:
+    if facts["step"] < status["steps"]:
         console.print(f"stopped early: {facts['reason']}", highlight=False)
     console.print(
         f"[green]trained[/] {facts['step']:,} steps in {facts['seconds']:.0f} s: loss {facts['loss']:.3f}"

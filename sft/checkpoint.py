@@ -13,12 +13,11 @@ A checkpoint is compared with its record before anything in it is unpickled. On 
 it was written with, it is loaded by DeepSpeed; on others its parts are put together anew (`elastic.py`).
 """
 
-import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,66 +25,26 @@ from typing import Any
 import torch
 
 from data_tools.errors import UserError
-from data_tools.plan import StepSize
 from data_tools.store import fsync_folder, write_json
 from sft.config import TrainConfig
 from sft.config_watch import CheckpointConfig
+from sft.copies import Copies
 from sft.digests import COMMIT, describe_files, find_damage, from_main, gathered
 from sft.elastic import check_convertible, layout_of, load_other_split, read_layout, state_bytes
 from sft.engine import STATE_FOLDER, load_engine, save_engine
+from sft.progress import Progress, best_checkpoint, checkpoint_path, committed_checkpoints, read_progress
 from sft.world import World
 
 _SPARE_BYTES = 2**20
 """For what a checkpoint has besides the state."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is; with the plan it says everything about the data that follows."""
-
-    step: int
-    """Optimizer steps done."""
-    tokens: int
-    """Tokens seen."""
-    trained_tokens: int
-    """Labels seen."""
-    plan_hash: str
-    model_hash: str
-    """Of the names and shapes of the model's parameters."""
-    zero_stage: int
-    ranks: int
-    evaluated: bool
-    """Whether an evaluation was made after this very step."""
-    validations: tuple[tuple[int, float], ...]
-    """Step and validation loss of all evaluations so far."""
-    trackers: dict[str, str]
-    """What each tracker calls the run."""
-
-    def after(self, size: StepSize) -> "Progress":
-        """One optimizer step further."""
-        return replace(
-            self,
-            step=self.step + 1,
-            tokens=self.tokens + size.tokens,
-            trained_tokens=self.trained_tokens + size.trained_tokens,
-            evaluated=False,
-        )
-
-
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps is committed."""
-    return folder / f"step-{step:08d}"
-
-
-def commit_checkpoint(
-    engine: Any, folder: Path, progress: Progress, probe: dict[str, Any], world: World, settings: CheckpointConfig
-) -> Path:
+def commit_checkpoint(engine: Any, folder: Path, progress: Progress, probe: dict[str, Any], world: World) -> Path:
     """Write a checkpoint; all ranks call it, and return when it is committed.
 
     Args:
         folder: the run's `checkpoints`.
         probe: tokens and logits of the trained model (the same on all ranks).
-        settings: older checkpoints that they do not keep are deleted after the new one is committed.
 
     Raises:
         UserError: there is no room for it; what is committed stays as it is.
@@ -109,12 +68,20 @@ def commit_checkpoint(
         shutil.rmtree(final, ignore_errors=True)
         os.rename(partial, final)
         fsync_folder(folder)
-        best = best_checkpoint(folder) if settings.keep_best else None
-        for old in committed_checkpoints(folder)[: -settings.keep_last]:
-            if old != best:
-                shutil.rmtree(old)
     world.barrier()
     return final
+
+
+def delete_old(folder: Path, settings: CheckpointConfig, used: Collection[Path]) -> None:
+    """Delete older checkpoints that the settings do not keep; one process calls it.
+
+    Args:
+        used: these stay in any case.
+    """
+    kept = {*used, best_checkpoint(folder) if settings.keep_best else None}
+    for old in committed_checkpoints(folder)[: -settings.keep_last]:
+        if old not in kept:
+            shutil.rmtree(old)
 
 
 def check_room(folder: Path, needed: int, world: World) -> None:
@@ -144,14 +111,23 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def resume(
-    engine: Any, folder: Path, plan_hash: str, model_hash: str, train: TrainConfig, world: World
+    engine: Any,
+    folder: Path,
+    plan_hash: str,
+    model_hash: str,
+    train: TrainConfig,
+    world: World,
+    copies: Copies | None = None,
 ) -> Progress | None:
     """Load the newest good checkpoint into the engine, on all ranks alike; None when there is none to load.
+
+    Args:
+        copies: the main rank's, where checkpoints are copied; a newer one is fetched.
 
     Raises:
         UserError: it belongs to another plan or model, or cannot be loaded on these ranks.
     """
-    path = newest_good_checkpoint(folder, world)
+    path = newest_good_checkpoint(folder, world, copies)
     if path is None:
         return None
     progress = read_progress(path)
@@ -184,53 +160,66 @@ def _is_split_alike(engine: Any, progress: Progress, own: Any, train: TrainConfi
     return all(gathered(world, alike and own is not None and read_layout(own["layout"]) == layout_of(engine)))
 
 
-def committed_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(path.parent for path in folder.glob(f"step-*/{COMMIT}") if path.parent.suffix == "")
-
-
-def best_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the lowest validation loss (the first of equal ones) among those that were evaluated."""
-    evaluated = [
-        (progress.validations[-1][1], progress.step, path)
-        for path in committed_checkpoints(folder)
-        if (progress := read_progress(path)).evaluated and progress.validations
-    ]
-    return min((found for found in evaluated if found[0] == found[0]), default=(0, 0, None))[-1]
-
-
-def newest_good_checkpoint(folder: Path, world: World) -> Path | None:
+def newest_good_checkpoint(folder: Path, world: World, copies: Copies | None = None) -> Path | None:
     """The newest checkpoint whose files are what was written; newer ones are renamed to `….damaged`.
 
-    All ranks call it, and find the same one.
+    Copies of newer checkpoints than there are here are fetched. All ranks call it, and find the same one.
 
     Raises:
-        UserError: there are checkpoints, but all are damaged.
+        UserError: there are checkpoints, but all are damaged, or copies that may be there cannot be reached.
     """
-    found: list[Path] = from_main(world, committed_checkpoints(folder))
-    for path in reversed(found):
-        if (damage := find_damage(path, world)) is None:
-            return path
-        if world.is_main:
-            print(f"{path} is damaged ({damage}); trying the one before", flush=True)
-            shutil.rmtree(aside := path.with_name(path.name + ".damaged"), ignore_errors=True)
-            os.rename(path, aside)
-    if found:
+    there, trouble = from_main(world, _copied(copies))
+    damaged = False
+    while True:
+        here: list[Path] = from_main(world, committed_checkpoints(folder))
+        if there and (not here or there[-1] > here[-1].name):
+            trouble = bring(there.pop(), folder, world, copies)
+        elif not here:
+            break
+        elif (damage := find_damage(here[-1], world)) is None:
+            return here[-1]
+        else:
+            _put_aside(here[-1], damage, world)
+            damaged = True
+    if trouble:
+        raise UserError(f"{folder} has no good checkpoint, and none could be fetched: {trouble}")
+    if damaged:
         raise UserError(f"all checkpoints in {folder} were damaged; delete them to begin again")
     return None
 
 
-def read_progress(checkpoint: Path) -> Progress:
-    """What the commit record says of the run.
+def _copied(copies: Copies | None) -> tuple[list[str], str]:
+    """The names of copies, and why they cannot be told."""
+    if copies is None:
+        return [], ""
+    try:
+        return copies.names(), ""
+    except UserError as error:
+        print(f"{error}; going on with what is here", flush=True)
+        return [], str(error)
 
-    Raises:
-        UserError: another version wrote it.
+
+def bring(name: str, folder: Path, world: World, copies: Copies | None) -> str:
+    """Fetch a copy into the folder of checkpoints; returns why it could not be. No rank waits for it in one collective,
+    which would end after a time.
     """
-    record = json.loads((checkpoint / COMMIT).read_text(encoding="utf-8"))
-    if missing := [name for name in Progress.__dataclass_fields__ if name not in record]:
-        raise UserError(f"{checkpoint / COMMIT} has no {missing[0]}: another version wrote it; use another run name")
-    validations = tuple((step, loss) for step, loss in record["validations"])
-    return Progress(**{**{name: record[name] for name in Progress.__dataclass_fields__}, "validations": validations})
+    if copies is not None:
+        print(f"fetching {name} from {copies.location}", flush=True)
+        copies.bring(name, folder)
+    while world.max(int(copies is not None and copies.wait(1.0))):
+        pass
+    trouble: str = from_main(world, copies.trouble if copies is not None else "")
+    if trouble and world.is_main:
+        print(f"{name} was not fetched: {trouble}; trying the one before", flush=True)
+    return trouble
+
+
+def _put_aside(checkpoint: Path, damage: str, world: World) -> None:
+    if world.is_main:
+        print(f"{checkpoint} is damaged ({damage}); trying the one before", flush=True)
+        shutil.rmtree(aside := checkpoint.with_name(checkpoint.name + ".damaged"), ignore_errors=True)
+        os.rename(checkpoint, aside)
+    world.barrier()
 
 
 def _plain(layout: Any) -> Any:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from data_tools.config import Section
+from data_tools.config import Location, Section
 
 TrackConfig = tuple[Literal["wandb", "trackio", "tensorboard", "mlflow"], ...]
 """Where metrics go besides metrics.jsonl."""
@@ -50,3 +50,6 @@ class CheckpointConfig(Section):
     keep_best: bool = False
     """Whether the one with the lowest validation loss is kept besides; every evaluation that finds a new lowest is then
     followed by a checkpoint."""
+    copy_to: Location | None = Field(None, examples=["s3://bucket/runs"])
+    """A URI or folder for copies of checkpoints, which are made while training goes on; each run has a folder of its
+    name there. `--resume` takes the newest, wherever it is."""

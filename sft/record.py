@@ -28,10 +28,12 @@ class RunRecord:
         if self._writes:
             (folder / "samples").mkdir(exist_ok=True)
 
-    def status(self, phase: str, step: int, reason: str = "") -> None:
-        """Say what the run is doing: loading, evaluating, training, saving, finished, stopped; and why, if asked."""
+    def status(self, phase: str, step: int, reason: str = "", warning: str = "") -> None:
+        """Say what the run is doing: loading, evaluating, training, saving, copying, finished, stopped; and why, if
+        asked; and what its user should know besides.
+        """
         if self._writes:
-            status = {"phase": phase, "step": step, "steps": self.total_steps, "reason": reason}
+            status = {"phase": phase, "step": step, "steps": self.total_steps, "reason": reason, "warning": warning}
             write_json(self.folder / STATUS, status)
 
     def also(self, send: Callable[[int, dict[str, float]], None]) -> None:

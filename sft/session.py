@@ -1,41 +1,34 @@
 """A run in memory, and what the loop does with it besides optimizer steps."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from data_tools.chat import ChatTemplate
 from data_tools.errors import UserError
-from data_tools.tokenizer import load_tokenizer, template_of
 from sft.answers import sample_answers
-from sft.attention import check_heads, choose_attention
 from sft.batches import Batch, make_batch, split_batch
 from sft.best import best_validation, why_no_more
-from sft.checkpoint import Progress, checkpoint_path, commit_checkpoint, resume
+from sft.checkpoint import commit_checkpoint, delete_old, resume
+from sft.copies import Copies
 from sft.due import what_is_due
-from sft.engine import start_engine
-from sft.fits import check_weights_fit
 from sft.flops import flops_of_steps, peak_flops
 from sft.heartbeat import Heart
-from sft.layers import check_liger, compile_layers, forget_activations, use_liger
-from sft.lora import add_lora, check_packages, check_quantize
 from sft.metrics import Interval, metrics_of
-from sft.model import PackedCausalLM, check_length, compute_dtype, load_config, load_model, model_hash
 from sft.nan import check_finite
 from sft.probe import probe_logits, same_logits
+from sft.progress import Progress, checkpoint_path
 from sft.record import RunRecord
 from sft.run import TrainingRun
 from sft.schedule import learning_rate_at
-from sft.self_test import check_documents_are_apart
-from sft.sequence import SequenceGroup, join_sequence_group
+from sft.sequence import SequenceGroup
 from sft.stop import Stop, StopAsked
-from sft.trackers import Trackers, check_trackers
+from sft.trackers import Trackers
 from sft.validate import validate
 from sft.world import World
-from sft.zero import check_device, check_train
 
 
 @dataclass(frozen=True)
@@ -52,9 +45,13 @@ class Session:
     group: SequenceGroup
     stop: Stop
     heart: Heart
+    copies: Copies | None
+    """The main rank has them, where checkpoints are copied."""
 
     def fresh(self) -> Progress:
         """Begin at step 0 with a look at the untrained model."""
+        if self.copies is not None:
+            self.copies.begin()
         self.record.rewind(-1)
         progress = self._track(
             Progress(
@@ -74,8 +71,8 @@ class Session:
 
     def restore(self) -> Progress:
         """Go on from the newest good checkpoint, or begin when there is none."""
-        run = self.run
-        progress = resume(self.engine, run.checkpoints, run.plan.hash, self.model_hash, run.train, self.world)
+        run, world = self.run, self.world
+        progress = resume(self.engine, run.checkpoints, run.plan.hash, self.model_hash, run.train, world, self.copies)
         if progress is None:
             return self.fresh()
         self._check_base(progress)
@@ -88,6 +85,8 @@ class Session:
             progress = self.evaluate(progress)
             if self.wants_checkpoint(progress):
                 self.save(progress)
+                return progress
+        self._offer_what_is_not_copied(checkpoint_path(run.checkpoints, step))
         return progress
 
     def _check_base(self, progress: Progress) -> None:
@@ -196,80 +195,51 @@ class Session:
         self.heart.progress("saving")
         self.record.status("saving", progress.step)
         probe = probe_logits(self.engine.module, self.run.store, self.world.device)
-        commit_checkpoint(self.engine, self.run.checkpoints, progress, probe, self.world, self.run.checkpoint)
+        path = commit_checkpoint(self.engine, self.run.checkpoints, progress, probe, self.world)
+        if self.copies is not None:
+            self.copies.offer(path)
+        self._delete_old()
         self.heart.progress("training")
         self.record.status("training", progress.step)
         self.stop.ask()
 
+    def _delete_old(self) -> None:
+        if self.world.is_main:
+            used = self.copies.busy() if self.copies is not None else ()
+            delete_old(self.run.checkpoints, self.run.checkpoint, used)
+
+    def _offer_what_is_not_copied(self, checkpoint: Path) -> None:
+        """An earlier part of the run may have ended before its last checkpoint was copied."""
+        if self.copies is not None:
+            try:
+                copied = self.copies.names()
+            except UserError:
+                copied = []  # copying will say it
+            if checkpoint.name not in copied:
+                self.copies.offer(checkpoint)
+
+    def _finish_copies(self, step: int) -> str:
+        """Wait for the copy of the last checkpoint; returns why there is none. The ranks wait together, and come to
+        each other's mind every second: nobody misses them, however long it takes.
+        """
+        copies = self.copies
+        if copies is not None and copies.busy():
+            self.record.status("copying", step)
+            print(f"waiting until the last checkpoint is copied to {copies.location}", flush=True)
+        while self.world.max(int(copies is not None and copies.wait(1.0))):
+            self.heart.progress("copying")
+        self._delete_old()
+        if copies is None or not copies.trouble:
+            return ""
+        return f"the last checkpoint is only here, it could not be copied: {copies.trouble}"
+
     def leave(self, progress: Progress) -> bool:
         """Say how the run ended; returns whether it was stopped before it was over."""
+        warning = self._finish_copies(progress.step)
         over = self.why_over(progress)
         stopped = not over
-        self.record.status("stopped" if stopped else "finished", progress.step, self.stop.reason if stopped else over)
+        reason = self.stop.reason if stopped else over
+        self.record.status("stopped" if stopped else "finished", progress.step, reason, warning)
         self.world.barrier()  # the first rank to exit may end the others
         self.heart.end()
         return stopped
-
-
-def _load(run: TrainingRun, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, world: World) -> PreTrainedModel:
-    """The model that is trained, with its adapters; what cannot be is said before its weights are read."""
-    model, vocab_size, added = run.model, run.store.vocab_size, run.store.added_tokens
-    check_packages(model)
-    check_quantize(model, run.train.zero.stage, world.device)
-    check_weights_fit(model, load_config(model, tokenizer, vocab_size, added), dtype, world.device)
-    loaded = load_model(model, tokenizer, vocab_size, added, dtype, run.train.seed)
-    if model.lora is not None:
-        add_lora(loaded, model.lora, added)
-    return loaded
-
-
-def start_session(run: TrainingRun, world: World, signalled: Callable[[], bool]) -> Session:
-    """Load model and tokenizer and start the engine.
-
-    Args:
-        signalled: says whether this rank was told to stop.
-
-    Raises:
-        UserError: the run cannot be trained as it is configured.
-    """
-    stop = Stop(run.folder, world, signalled)
-    heart = Heart(run.folder, world, run.train.hang_timeout)
-    check_validation(run)
-    dtype = compute_dtype(run.model, world.device)
-    check_train(run.train, dtype, world.size)
-    check_device(run.train, dtype, world.device)
-    check_liger(run.train, world.device)
-    check_trackers(run.track)
-    record = RunRecord(run.folder, run.total_steps, writes=world.is_main)
-    record.status("loading", 0)
-    tokenizer = load_tokenizer(str(run.store.folder / "tokenizer"))
-    template = ChatTemplate(template_of(tokenizer), tokenizer.special_tokens_map, run.template_date)
-    loaded = _load(run, tokenizer, dtype, world)
-    attention = choose_attention(run.model.attention, loaded.config, world.device)
-    check_heads(loaded.config, attention, run.train.sequence_parallel)
-    use_liger(loaded, run.train)
-    model = PackedCausalLM(loaded, attention, run.train.neftune_alpha)
-    check_length(model.model.config, run.plan.settings.max_length)
-    alone = run.plan.settings.packing == "none" and run.train.packs_per_micro_batch == 1
-    check_documents_are_apart(model.to(world.device), world.device, alone)
-    forget_activations(loaded, run.train)
-    compile_layers(loaded, run.train)
-    shapes = model_hash(model)  # before ZeRO-3 splits them
-    engine = start_engine(model, run.train, dtype, world)
-    torch.manual_seed(run.train.seed + world.rank)  # ranks with other documents have other dropout and noise
-    group = join_sequence_group(world, run.train.sequence_parallel)
-    return Session(run, world, engine, tokenizer, template, record, shapes, group, stop, heart)
-
-
-def check_validation(run: TrainingRun) -> None:
-    """What decides by the validation loss needs one.
-
-    Raises:
-        UserError: the plan holds no documents out.
-    """
-    for name, asked in (
-        ("evaluate.early_stopping", run.evaluate.early_stopping is not None),
-        ("checkpoint.keep_best", run.checkpoint.keep_best),
-    ):
-        if asked and not len(run.plan.validation):
-            raise UserError(f"{name} needs validation documents, and the plan has none; set data.validation")

@@ -17,7 +17,7 @@ from sft.engine import optimizer_step
 from sft.exits import FAILED, FINISHED, STOPPED
 from sft.metrics import Interval
 from sft.run import TrainingRun
-from sft.session import start_session
+from sft.start import start_session
 from sft.stop import listen, stop_listening
 from sft.world import World, join_world
 

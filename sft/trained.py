@@ -10,13 +10,15 @@ from data_tools.chat import ChatTemplate
 from data_tools.errors import UserError
 from data_tools.tokenizer import template_of
 from sft.answers import stop_tokens
-from sft.checkpoint import best_checkpoint, checkpoint_path, newest_good_checkpoint, read_progress
+from sft.checkpoint import bring, newest_good_checkpoint
+from sft.copies import Copies
 from sft.digests import find_damage
 from sft.engine import consolidated_weights
 from sft.lora import add_lora, load_trained
 from sft.model import load_config, load_model
 from sft.new_tokens import add_rows
 from sft.own_code import build_model
+from sft.progress import best_checkpoint, checkpoint_path, committed_checkpoints, read_progress
 from sft.run import TrainingRun
 from sft.world import World
 
@@ -24,21 +26,32 @@ _ALONE = World(0, 1, torch.device("cpu"))
 
 
 def choose_checkpoint(run: TrainingRun, best: bool = False, step: int | None = None) -> Path:
-    """The newest checkpoint that is whole, or the best, or that of a step.
+    """The newest checkpoint that is whole, or the best, or that of a step; its copy, where none is here.
 
     Raises:
         UserError: there is no such checkpoint, or it is damaged.
     """
+    gone = run.checkpoint.copy_to is not None and not committed_checkpoints(run.checkpoints)
+    copies = Copies(run.folder, run.checkpoint) if gone else None
     if step is not None:
-        return _checkpoint_of(run, step)
-    checkpoint = _best_checkpoint(run) if best else newest_good_checkpoint(run.checkpoints, _ALONE)
+        return _checkpoint_of(run, step, copies)
+    checkpoint = _best_checkpoint(run, copies) if best else newest_good_checkpoint(run.checkpoints, _ALONE, copies)
     if checkpoint is None:
         raise UserError(f"{run.folder} has no checkpoint; train first: `shardtune train {run.folder}`")
     return checkpoint
 
 
-def _checkpoint_of(run: TrainingRun, step: int) -> Path:
+def _bring_back(run: TrainingRun, copies: Copies | None, name: str | None) -> None:
+    """Fetch a copy of this name, if there is one."""
+    if copies is None or name is None or name not in copies.names():
+        return
+    if trouble := bring(name, run.checkpoints, _ALONE, copies):
+        raise UserError(f"{run.folder} has no checkpoint, and {name} could not be fetched: {trouble}")
+
+
+def _checkpoint_of(run: TrainingRun, step: int, copies: Copies | None) -> Path:
     checkpoint = checkpoint_path(run.checkpoints, step)
+    _bring_back(run, copies, checkpoint.name)
     if not checkpoint.exists():
         there = ", ".join(str(int(path.name.removeprefix("step-"))) for path in sorted(run.checkpoints.glob("step-*")))
         raise UserError(f"{run.folder} has no checkpoint of step {step}; it has those of {there or 'no step'}")
@@ -47,12 +60,13 @@ def _checkpoint_of(run: TrainingRun, step: int) -> Path:
     return checkpoint
 
 
-def _best_checkpoint(run: TrainingRun) -> Path | None:
+def _best_checkpoint(run: TrainingRun, copies: Copies | None) -> Path | None:
     if not run.checkpoint.keep_best:
         raise UserError(
             f"{run.folder} was trained without checkpoint.keep_best, so its best checkpoint may be deleted; "
             "leave out --best for the newest"
         )
+    _bring_back(run, copies, None if copies is None else copies.best())
     best = best_checkpoint(run.checkpoints)
     if best is not None and (damage := find_damage(best, _ALONE)) is not None:
         raise UserError(f"{best}, the best checkpoint, is damaged ({damage}); leave out --best for the newest")

@@ -35,8 +35,8 @@ from data_tools.sources import resolve_sources
 from data_tools.store import TokenStore, file_digest, folder_digests
 from data_tools.units import work_units
 from tests.conftest import chats
-from tests.data_tools.s3_server import serving_s3
 from tests.data_tools.test_prepare import content
+from tests.object_store import serving_s3
 
 ROWS = chats(50)
 LINES = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)

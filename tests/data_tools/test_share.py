@@ -28,8 +28,8 @@ from data_tools.unfinished import join
 from launcher.cli import main
 from tests.conftest import chats, write_jsonl
 from tests.data_tools.processes import KillAfter, Wait, start
-from tests.data_tools.s3_server import serving_s3
 from tests.data_tools.test_prepare import content, with_rejects
+from tests.object_store import serving_s3
 
 UNITS = 24
 

@@ -82,8 +82,8 @@ def until_it_falls_no_more(world: World, folder: str, without: str) -> dict[str,
 
 def test_a_run_ends_and_keeps_its_best(store: TokenStore, chat_file: Path, tmp_path: Path) -> None:
     """A rate so high that the loss soon rises again; no other setting would save at the best step."""
-    from sft.checkpoint import read_progress
     from sft.export import compare_with_trained, export_model
+    from sft.progress import read_progress
     from sft.run import TrainingRun
 
     sections: dict[str, Any] = {

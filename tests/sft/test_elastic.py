@@ -88,11 +88,11 @@ def start(task: dict[str, Any], world: World) -> Any:
 
 
 def save(engine: Any, folder: Path, step: int, train: Any, world: World) -> None:
-    from sft.checkpoint import Progress, commit_checkpoint
-    from sft.config_watch import CheckpointConfig
+    from sft.checkpoint import commit_checkpoint
+    from sft.progress import Progress
 
     progress = Progress(step, 0, 0, PLAN, MODEL, train.zero.stage, world.size, False, (), {})
-    commit_checkpoint(engine, folder, progress, {}, world, settings=CheckpointConfig(keep_last=2))
+    commit_checkpoint(engine, folder, progress, {}, world)
 
 
 def task(stage: Any, steps: tuple[int, int], **values: Any) -> dict[str, Any]:

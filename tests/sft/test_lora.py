@@ -15,11 +15,11 @@ from data_tools.errors import UserError
 from data_tools.prepare import prepare
 from data_tools.store import TokenStore
 from launcher.config import RunConfig, save_run
-from sft.checkpoint import read_progress
 from sft.config_model import LoraConfig, ModelConfig
 from sft.export import export_model
 from sft.lora import add_lora, check_packages, check_quantize
 from sft.model import PackedCausalLM
+from sft.progress import read_progress
 from sft.run import TrainingRun
 from sft.self_test import check_documents_are_apart
 from sft.world import World

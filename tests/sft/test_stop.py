@@ -14,7 +14,7 @@ import torch
 
 from data_tools.errors import UserError
 from data_tools.store import TokenStore
-from sft.checkpoint import committed_checkpoints
+from sft.progress import committed_checkpoints
 from sft.record import read_metrics
 from sft.stop import Stop, StopAsked, listen
 from sft.world import World

@@ -1,0 +1,92 @@
+"""From a run's folder to a run in memory: what cannot be is refused before anything is loaded."""
+
+from collections.abc import Callable
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from data_tools.chat import ChatTemplate
+from data_tools.errors import UserError
+from data_tools.tokenizer import load_tokenizer, template_of
+from sft.attention import check_heads, choose_attention
+from sft.copies import Copies
+from sft.engine import start_engine
+from sft.fits import check_weights_fit
+from sft.heartbeat import Heart
+from sft.layers import check_liger, compile_layers, forget_activations, use_liger
+from sft.lora import add_lora, check_packages, check_quantize
+from sft.model import PackedCausalLM, check_length, compute_dtype, load_config, load_model, model_hash
+from sft.record import RunRecord
+from sft.run import TrainingRun
+from sft.self_test import check_documents_are_apart
+from sft.sequence import join_sequence_group
+from sft.session import Session
+from sft.stop import Stop
+from sft.trackers import check_trackers
+from sft.world import World
+from sft.zero import check_device, check_train
+
+
+def _load(run: TrainingRun, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, world: World) -> PreTrainedModel:
+    """The model that is trained, with its adapters; what cannot be is said before its weights are read."""
+    model, vocab_size, added = run.model, run.store.vocab_size, run.store.added_tokens
+    check_packages(model)
+    check_quantize(model, run.train.zero.stage, world.device)
+    check_weights_fit(model, load_config(model, tokenizer, vocab_size, added), dtype, world.device)
+    loaded = load_model(model, tokenizer, vocab_size, added, dtype, run.train.seed)
+    if model.lora is not None:
+        add_lora(loaded, model.lora, added)
+    return loaded
+
+
+def start_session(run: TrainingRun, world: World, signalled: Callable[[], bool]) -> Session:
+    """Load model and tokenizer and start the engine.
+
+    Args:
+        signalled: says whether this rank was told to stop.
+
+    Raises:
+        UserError: the run cannot be trained as it is configured.
+    """
+    stop = Stop(run.folder, world, signalled)
+    heart = Heart(run.folder, world, run.train.hang_timeout)
+    check_validation(run)
+    dtype = compute_dtype(run.model, world.device)
+    check_train(run.train, dtype, world.size)
+    check_device(run.train, dtype, world.device)
+    check_liger(run.train, world.device)
+    check_trackers(run.track)
+    copies = Copies(run.folder, run.checkpoint) if world.is_main and run.checkpoint.copy_to else None
+    record = RunRecord(run.folder, run.total_steps, writes=world.is_main)
+    record.status("loading", 0)
+    tokenizer = load_tokenizer(str(run.store.folder / "tokenizer"))
+    template = ChatTemplate(template_of(tokenizer), tokenizer.special_tokens_map, run.template_date)
+    loaded = _load(run, tokenizer, dtype, world)
+    attention = choose_attention(run.model.attention, loaded.config, world.device)
+    check_heads(loaded.config, attention, run.train.sequence_parallel)
+    use_liger(loaded, run.train)
+    model = PackedCausalLM(loaded, attention, run.train.neftune_alpha)
+    check_length(model.model.config, run.plan.settings.max_length)
+    alone = run.plan.settings.packing == "none" and run.train.packs_per_micro_batch == 1
+    check_documents_are_apart(model.to(world.device), world.device, alone)
+    forget_activations(loaded, run.train)
+    compile_layers(loaded, run.train)
+    shapes = model_hash(model)  # before ZeRO-3 splits them
+    engine = start_engine(model, run.train, dtype, world)
+    torch.manual_seed(run.train.seed + world.rank)  # ranks with other documents have other dropout and noise
+    group = join_sequence_group(world, run.train.sequence_parallel)
+    return Session(run, world, engine, tokenizer, template, record, shapes, group, stop, heart, copies)
+
+
+def check_validation(run: TrainingRun) -> None:
+    """What decides by the validation loss needs one.
+
+    Raises:
+        UserError: the plan holds no documents out.
+    """
+    for name, asked in (
+        ("evaluate.early_stopping", run.evaluate.early_stopping is not None),
+        ("checkpoint.keep_best", run.checkpoint.keep_best),
+    ):
+        if asked and not len(run.plan.validation):
+            raise UserError(f"{name} needs validation documents, and the plan has none; set data.validation")

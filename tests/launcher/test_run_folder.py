@@ -1,0 +1,56 @@
+"""A run never writes over another, and only goes on as what it was: also where its checkpoints are only elsewhere."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_tools.errors import UserError
+from data_tools.store import TokenStore
+from launcher.cli import main
+from launcher.config import RunConfig, load_run
+from launcher.run_folder import check_may_start
+from sft.copies import Copies
+from tests.sft.test_checkpoint import make_checkpoint
+
+
+@pytest.fixture
+def config(recipe: Path, store: TokenStore, tmp_path: Path) -> RunConfig:
+    """A planned run that lost its folder after its first checkpoint was copied."""
+    overrides = [f"data.store={store.folder}", f"checkpoint.copy_to={tmp_path / 'elsewhere'}"]
+    assert main(["plan", str(recipe), *overrides, "--ranks", "1"]) == 0
+    config = load_run(str(recipe), overrides)
+    copies = Copies(config.folder, config.checkpoint)
+    copies.offer(make_checkpoint(config.folder / "checkpoints", 4))
+    assert not copies.wait(60) and not copies.trouble
+    shutil.rmtree(config.folder)
+    return config
+
+
+def test_a_run_that_has_copies_is_not_begun_again(config: RunConfig) -> None:
+    with pytest.raises(UserError, match=r"elsewhere/tiny already has step-00000004; go on with --resume, or start ano"):
+        check_may_start(config, resuming=False)
+    check_may_start(config, resuming=True)
+    check_may_start(config.model_copy(update={"name": "other"}), resuming=False)
+
+
+def test_a_run_goes_on_from_its_copies_as_what_it_was(config: RunConfig) -> None:
+    for key, value, may_change in (("learning_rate", 1.0, False), ("max_steps", 9, True)):
+        train = config.train.model_copy(update={key: value})
+        if may_change:
+            check_may_start(config.model_copy(update={"train": train}), resuming=True)
+            continue
+        with pytest.raises(UserError, match=r"tiny was started with train\.learning_rate=0\.01, not 1\.0"):
+            check_may_start(config.model_copy(update={"train": train}), resuming=True)
+
+
+def test_a_place_that_cannot_be_reached_is_told_before_the_start(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    checkpoint = config.checkpoint.model_copy(update={"copy_to": "s3://nowhere"})
+    with pytest.raises(UserError, match=r"checkpoint\.copy_to: s3://nowhere/tiny: Could not connect"):
+        check_may_start(config.model_copy(update={"checkpoint": checkpoint}), resuming=False)
