@@ -99,11 +99,12 @@ _SECONDS_BETWEEN_NOTES = 5
 
 
 @contextmanager
-def tokenizing(console: Console, folder: Path) -> Iterator[tuple[OnStart, OnUnit]]:
+def tokenizing(console: Console, folder: Path, share: int | None = None) -> Iterator[tuple[OnStart, OnUnit]]:
     """Yield what `prepare` calls when it starts, and with each finished unit.
 
     Args:
         folder: the run's, in which it is noted how far it is.
+        share: the number of the share that is made; None: all is.
     """
     noted = 0.0
     done, finished_before = Tokenized(time.monotonic()), set[int]()
@@ -125,16 +126,16 @@ def tokenizing(console: Console, folder: Path) -> Iterator[tuple[OnStart, OnUnit
             update(done)
             if time.monotonic() - noted >= _SECONDS_BETWEEN_NOTES or done.done == total:
                 noted = time.monotonic()
-                _note(done, folder)
+                _note(done, folder / (PREPARING if share is None else f"prepare-{share}.json"))
 
         yield on_start, on_unit
 
 
-def _note(done: Tokenized, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _note(done: Tokenized, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     rows, tokens = done.rates
     speed = {"rows_per_second": round(rows), "tokens_per_second": round(tokens), "seconds_left": done.seconds_left}
-    write_json(folder / PREPARING, {"rows": done.done, "total": done.total, **speed})
+    write_json(file, {"rows": done.done, "total": done.total, **speed})
 
 
 @contextmanager

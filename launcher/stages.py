@@ -99,7 +99,7 @@ def prepare_share_stage(config: RunConfig, console: Console, which: tuple[int, i
     from launcher.progress import tokenizing
 
     started, share = time.perf_counter(), Share(*which)
-    with tokenizing(console) as (on_start, on_unit):
+    with tokenizing(console, config.folder, which[0]) as (on_start, on_unit):
         made = prepare_share(config.data, config.store, share, on_unit, config.folder / LOCK_FILE, on_start)
     seconds = time.perf_counter() - started
     if made.finished:

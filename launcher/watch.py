@@ -133,11 +133,7 @@ def _in_words(codes: list[int]) -> str:
 
 def _progress(folder: Path, stage: str) -> tuple[str, str]:
     if stage.startswith("prepare"):
-        told = _read(folder / PREPARING)
-        if not told:
-            return "", ""
-        left = told["seconds_left"]
-        return f"{told['rows']:,} / {told['total']:,} rows", "" if left is None else _duration(left)
+        return _prepared(folder, stage)
     if stage != "train" or not (status := read_status(folder)):
         return "", ""
     lines = [line for line in read_metrics(folder) if "loss" in line]
@@ -146,6 +142,17 @@ def _progress(folder: Path, stage: str) -> tuple[str, str]:
     if not lines:
         return text, ""
     return f"{text}, loss {lines[-1]['loss']:.3f}", _duration((steps - step) * lines[-1]["step_time"])
+
+
+def _prepared(folder: Path, stage: str) -> tuple[str, str]:
+    """Rows that are tokenized, by all shares together."""
+    paths = [folder / PREPARING] if stage == "prepare" else sorted(folder.glob("prepare-*.json"))
+    told = [found for path in paths if (found := _read(path))]
+    if not told:
+        return "", ""
+    rows, total = sum(each["rows"] for each in told), sum(each["total"] for each in told)
+    left = [each["seconds_left"] for each in told]
+    return f"{rows:,} / {total:,} rows", "" if None in left else _duration(max(left))
 
 
 def _duration(seconds: float) -> str:

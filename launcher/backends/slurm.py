@@ -167,12 +167,12 @@ def check(chain: Chain, planned: list[Submitted]) -> list[str]:
     known, lines = partitions(), []
     for job in chain.jobs:
         _check_partition(job, known)
-    for job in planned:
-        result = _run("sbatch", "--test-only", job.file)
+    for each in planned:
+        result = _run("sbatch", "--test-only", each.file)
         said = _last_line(result.stderr or result.stdout)
         if result.returncode:
-            raise UserError(f"Slurm would not take {job.file}: {said}; nothing was submitted")
-        lines.append(f"{job.stage}: {said}")
+            raise UserError(f"Slurm would not take {each.file}: {said}; nothing was submitted")
+        lines.append(f"{each.stage}: {said}")
     return lines
 
 

@@ -73,7 +73,7 @@ class Site:
     def wait(self, job: str, seconds: float = 300) -> str:
         """Until a job is over; returns Slurm's word for how."""
         over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
-        return self.until(lambda: found if (found := self.state(job)) in over else None, seconds)
+        return str(self.until(lambda: found if (found := self.state(job)) in over else None, seconds))
 
     def state(self, job: str) -> str:
         return str(self.slurm.run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T"))
