@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import UserError
+from data_tools.store import write_text
 from launcher import attempts
 from launcher.cluster import ClusterConfig
 from launcher.environment import read_secrets
 from launcher.run_folder import read_status
 from sft.exits import FAILED, FINISHED, STOPPED
 
+_MISTAKE = Path("jobs") / "mistake.txt"
 _TIMEOUT = 60
 """Seconds by which the process group waits longer than the heartbeat, which knows more."""
 
@@ -50,11 +52,12 @@ def train_on_ray(folder: Path, cluster: ClusterConfig, ranks: int) -> int:
             failure_config=FailureConfig(max_failures=cluster.requeue.max_failures),
         ),
     )
+    (folder / _MISTAKE).unlink(missing_ok=True)
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        first, *_ = list(getattr(error, "worker_failures", {}).values()) or [error]
-        print(f"error: {' '.join(str(first).split())[-500:]}", flush=True)
+        said = (folder / _MISTAKE).read_text("utf-8") if (folder / _MISTAKE).exists() else str(error)
+        print(f"error: {' '.join(said.split())[:500]}", flush=True)
         return FAILED
     return STOPPED if read_status(folder)["phase"] == "stopped" else FINISHED
 
@@ -72,9 +75,13 @@ def _worker(settings: dict[str, Any]) -> None:
     is_main = get_context().get_world_rank() == 0
     if is_main:
         _begin(folder)
-    run = TrainingRun.open(folder)
-    world = join_world(run.train.hang_timeout + _TIMEOUT)
-    code = train(run, resuming=True, world=world, signalled=lambda: False)
+    try:
+        run = TrainingRun.open(folder)
+        world = join_world(run.train.hang_timeout + _TIMEOUT)
+        code = train(run, resuming=True, world=world, signalled=lambda: False)
+    except UserError as error:  # the driver says it; Ray would give the traceback of each start
+        write_text(folder / _MISTAKE, str(error))
+        raise
     if is_main:
         attempts.end(folder, code, asked="no")
 

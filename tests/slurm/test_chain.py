@@ -253,14 +253,28 @@ def test_the_doctor_finds_a_cluster_well_and_a_partition_missing(site: Site) -> 
     assert "there is none called nowhere" in wrong.stderr
 
 
-def test_prepare_by_ray_of_its_own_makes_the_same_store(site: Site) -> None:
-    one = site.launch(site.write("one"), "--stages", "prepare")
-    rays = {"nodes": 2, "prepare": {"how": "ray", "nodes": 2, "cpus": 2}}
-    two = site.launch(site.write("two", data=_data(site) | {"actors": 4}, cluster=rays), "--stages", "prepare")
-    assert site.wait(one["prepare"]) == site.wait(two["prepare"]) == "COMPLETED"
-    assert _store(site.folder / "runs" / "one") == _store(site.folder / "runs" / "two")
-    assert not list((site.folder / "runs" / "two" / "jobs").glob("ray-token*"))
-    assert not list(Path("/tmp").glob(f"ray-{two['prepare']}-*"))
+def test_prepare_by_ray_or_by_an_array_makes_the_same_store(site: Site) -> None:
+    ways = {
+        "one": {"cpus": 1},
+        "array": {"how": "array", "tasks": 3, "cpus": 1},
+        "ray": {"how": "ray", "nodes": 2, "cpus": 2},
+    }
+    data = _data(site) | {"actors": 4, "rows_per_shard": 64}
+    jobs = {}
+    for name, how in ways.items():
+        config = site.write(name, data=data if name == "ray" else data | {"actors": 0}, cluster={"prepare": how})
+        jobs[name] = site.launch(config, "--stages", "prepare")
+    assert {site.wait(each["prepare"]) for each in jobs.values()} == {"COMPLETED"}
+    one, array, ray = (_store(site.folder / "runs" / name) for name in ways)
+    assert len(one) > 10
+    assert one == array == ray
+    looks = json.loads(site.shardtune("status", "array", "--json").stdout)["jobs"]
+    assert [(look["stage"], look["progress"]) for look in looks] == [
+        ("prepare-shares", "300 / 300 rows"),
+        ("prepare", "300 / 300 rows"),
+    ]
+    assert not list((site.folder / "runs" / "ray" / "jobs").glob("ray-token*"))
+    assert not list(Path("/tmp").glob(f"ray-{jobs['ray']['prepare']}-*"))
 
 
 def _data(site: Site) -> dict[str, Any]:
