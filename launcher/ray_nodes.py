@@ -33,7 +33,7 @@ def wait_for_nodes(count: int, seconds: float) -> str | None:
     ray.init(address, log_to_driver=False, logging_level="ERROR")
     try:
         while True:
-            alive = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+            alive = [node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]]
             if len(alive) >= count:
                 return None
             if time.monotonic() > deadline:

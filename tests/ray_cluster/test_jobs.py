@@ -96,7 +96,7 @@ def test_a_run_is_prepared_trained_killed_and_exported(ray_cluster: RayCluster, 
 
 def test_a_mistake_ends_the_job_and_says_what_it_was(ray_cluster: RayCluster, tmp_path: Path) -> None:
     config = write_config(tmp_path, ray_cluster, "wrong", max_steps=4, deepspeed={"nonsense": 1})
-    launch(ray_cluster, tmp_path, config)
+    launch(ray_cluster, tmp_path, config, "cluster.requeue.max_failures=1")
     states = wait(ray_cluster, tmp_path, "wrong")
     assert states["train"].startswith("FAILED")
     said = ray_cluster.run("launcher", "logs", "wrong", folder=tmp_path).stdout
