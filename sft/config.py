@@ -34,11 +34,11 @@ class ZeroConfig(Section):
     stage: Literal[0, 1, 2, 3] = 2
     """0 nothing, 1 optimizer states, 2 and gradients, 3 and parameters."""
     offload_optimizer: Literal["cpu", "nvme"] | None = None
-    """Where optimizer states are kept and weights updated, in place of the GPU; from stage 1 on, `nvme` in stage 3."""
+    """Where optimizer states are kept and weights updated, in place of the GPU; from stage 1 on. Not `nvme`."""
     offload_parameters: Literal["cpu", "nvme"] | None = None
     """Where the parts of parameters wait until they are needed, in place of the GPU; stage 3."""
     nvme_path: Location | None = None
-    """A folder on a local NVMe disk, for `nvme`."""
+    """A folder on a local NVMe disk, for `nvme`, that no other run uses."""
     hpz_partition_size: int = Field(1, ge=1)
     """Stage 3: each group of so many ranks (those of a node) keeps a whole copy of the parameters, split among them, so
     that the backward pass gathers within a node; 1: none."""
@@ -50,8 +50,11 @@ class ZeroConfig(Section):
     def _stage_can(self) -> "ZeroConfig":
         if self.offload_optimizer and self.stage == 0:
             raise ValueError("offload_optimizer needs stage 1, 2 or 3")
-        if self.offload_optimizer == "nvme" and self.stage != 3:
-            raise ValueError("offload_optimizer=nvme needs stage 3")
+        if self.offload_optimizer == "nvme":
+            raise ValueError(
+                "offload_optimizer=nvme: DeepSpeed does not bring back from a checkpoint all that it keeps there, "
+                "and a resumed run would be another; set cpu"
+            )
         if self.offload_parameters and self.stage != 3:
             raise ValueError("offload_parameters needs stage 3")
         if self.hpz_partition_size > 1 and self.stage != 3:
@@ -60,8 +63,8 @@ class ZeroConfig(Section):
             raise ValueError(f"coalesce: stage {self.stage} reduces gradients once a step anyway; leave it out")
         if self.coalesce and self.offload_optimizer:
             raise ValueError("coalesce keeps all gradients on the GPU, offload_optimizer takes them away; choose one")
-        if ("nvme" in (self.offload_optimizer, self.offload_parameters)) != (self.nvme_path is not None):
-            raise ValueError("nvme_path and offloading to nvme belong together; give both or neither")
+        if (self.offload_parameters == "nvme") != (self.nvme_path is not None):
+            raise ValueError("nvme_path and offload_parameters=nvme belong together; give both or neither")
         return self
 
 
@@ -134,6 +137,8 @@ class TrainConfig(Section):
             raise ValueError("muon_learning_rate needs optimizer=muon")
         if self.pure_bfloat16 and self.zero.stage == 0:
             raise ValueError("pure_bfloat16 needs zero.stage 1, 2 or 3")
+        if self.pure_bfloat16 and self.zero.offload_optimizer:
+            raise ValueError("pure_bfloat16 keeps all states on the GPU; leave out zero.offload_optimizer")
         for path, ours in OWN_SETTINGS.items():
             if _has(self.deepspeed, path.split(".")):
                 raise ValueError(f"deepspeed.{path}: {ours}")
@@ -164,7 +169,7 @@ OWN_SETTINGS = {
     "zero_optimization.stage": "train.zero.stage says it",
     "zero_optimization.zero_hpz_partition_size": "train.zero.hpz_partition_size says it",
     "zero_optimization.offload_optimizer.device": "train.zero.offload_optimizer says it",
-    "zero_optimization.offload_optimizer.nvme_path": "train.zero.nvme_path says it",
+    "zero_optimization.offload_optimizer.nvme_path": "train.zero.offload_optimizer says it",
     "zero_optimization.offload_param.device": "train.zero.offload_parameters says it",
     "zero_optimization.offload_param.nvme_path": "train.zero.nvme_path says it",
 }

@@ -88,7 +88,7 @@ def file_names(folder: Path) -> list[str]:
 def writer(name: str) -> int:
     """The rank that wrote a file, by its name; 0 for what exists once.
 
-    rank-00003.pt   state/zero_pp_rank_3_mp_rank_00_optim_states.pt   state/offloaded_tensors/rank03/…
+    rank-00003.pt   state/zero_pp_rank_3_mp_rank_00_optim_states.pt
     """
     match = re.search(r"rank[-_]?(\d+)", name)
     return int(match[1]) if match else 0

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from data_tools.errors import UserError
 from sft.batches import Batch
 from sft.clock import Clock
-from sft.config import TrainConfig
+from sft.config import TrainConfig, ZeroConfig
 from sft.loss import sums_by_source
 from sft.optimizers import make_optimizer, parameter_groups
 from sft.world import World
@@ -80,7 +80,7 @@ def check_settings(settings: dict[str, Any]) -> None:
     """Read a configuration as DeepSpeed will.
 
     Raises:
-        UserError: it has a key that DeepSpeed does not know, a value that it refuses, or this machine cannot follow it.
+        UserError: it has a key that DeepSpeed does not know, or a value that it refuses.
     """
     asked = _Asked(settings)
     try:
@@ -95,10 +95,23 @@ def check_settings(settings: dict[str, Any]) -> None:
         near = difflib.get_close_matches(unknown[0], asked.asked, n=1)
         hint = f"did you mean {near[0]}?" if near else f"DeepSpeed {deepspeed.__version__} has none of that name"
         raise UserError(f"unknown key train.deepspeed.{unknown[0]}; {hint}")
-    zero = settings["zero_optimization"]
-    offloads = [zero.get(key, {}).get("device") for key in ("offload_optimizer", "offload_param")]
-    if "nvme" in offloads and not AsyncIOBuilder().is_compatible(verbose=False):
-        raise UserError("train.zero: offloading to nvme needs libaio (package libaio-dev) on every node; or use cpu")
+
+
+def check_offload(zero: ZeroConfig) -> None:
+    """What offloading to a disk needs, said before anything is loaded.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if zero.nvme_path is None:
+        return
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise UserError(
+            "train.zero: offloading to nvme needs libaio (package libaio-dev) and a C++ compiler on every node; "
+            "install them, or use cpu"
+        )
+    if not os.access(zero.nvme_path, os.W_OK) or not Path(zero.nvme_path).is_dir():
+        raise UserError(f"train.zero.nvme_path: {zero.nvme_path} is no folder that can be written to; make it")
 
 
 @dataclass(frozen=True)

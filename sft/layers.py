@@ -31,19 +31,32 @@ def forget_activations(model: PreTrainedModel, train: TrainConfig) -> None:
         raise UserError(f"train.activation_checkpointing: {' '.join(str(error).split())}; leave it out") from None
 
 
+def check_compiler(train: TrainConfig) -> None:
+    """What is compiled when it first runs needs a compiler.
+
+    Raises:
+        UserError: there is none.
+    """
+    compiler = os.environ.get("CXX", "g++")  # Triton needs one as well, for what starts its kernels
+    if shutil.which(compiler) is not None:
+        return
+    needed = f"needs the C++ compiler {compiler} on every node; install it, or"
+    if train.compile:
+        raise UserError(f"train.compile {needed} leave it out")
+    if train.optimizer == "muon":  # DeepSpeed compiles its updates
+        raise UserError(f"train.optimizer=muon {needed} set train.optimizer=adamw")
+
+
 def compile_layers(model: PreTrainedModel, train: TrainConfig) -> None:
     """Compile each layer in place, one program for all that are alike, with rows of any length.
 
     Attention stays as it is: where documents end is not known to a program, and its kernels are as fast as they get.
 
     Raises:
-        UserError: there is nothing to compile with, or this kind of model has no layers of the usual form.
+        UserError: this kind of model has no layers of the usual form.
     """
     if not train.compile:
         return
-    compiler = os.environ.get("CXX", "g++")  # Triton needs one as well, for what starts its kernels
-    if shutil.which(compiler) is None:
-        raise UserError(f"train.compile needs the C++ compiler {compiler} on every node; install it, or leave it out")
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     if not layers:
         raise UserError(f"train.compile: {type(model).__name__} has no layers that it knows; leave it out")

@@ -10,10 +10,10 @@ from data_tools.errors import UserError
 from data_tools.tokenizer import load_tokenizer, template_of
 from sft.attention import check_heads, choose_attention
 from sft.copies import Copies
-from sft.engine import start_engine
+from sft.engine import check_offload, start_engine
 from sft.fits import check_weights_fit
 from sft.heartbeat import Heart
-from sft.layers import check_liger, compile_layers, forget_activations, use_liger
+from sft.layers import check_compiler, check_liger, compile_layers, forget_activations, use_liger
 from sft.lora import add_lora, check_packages, check_quantize
 from sft.model import PackedCausalLM, check_length, compute_dtype, load_config, load_model, model_hash
 from sft.record import RunRecord
@@ -49,16 +49,18 @@ def start_session(run: TrainingRun, world: World, signalled: Callable[[], bool])
         UserError: the run cannot be trained as it is configured.
     """
     stop = Stop(run.folder, world, signalled)
-    heart = Heart(run.folder, world, run.train.hang_timeout)
     check_validation(run)
     dtype = compute_dtype(run.model, world.device)
     check_train(run.train, dtype, world.size)
     check_device(run.train, dtype, world.device)
     check_liger(run.train, world.device)
+    check_compiler(run.train)
+    check_offload(run.train.zero)
     check_trackers(run.track)
     copies = Copies(run.folder, run.checkpoint) if world.is_main and run.checkpoint.copy_to else None
     record = RunRecord(run.folder, run.total_steps, writes=world.is_main)
     record.status("loading", 0)
+    heart = Heart(run.folder, world, run.train.hang_timeout)
     tokenizer = load_tokenizer(str(run.store.folder / "tokenizer"))
     template = ChatTemplate(template_of(tokenizer), tokenizer.special_tokens_map, run.template_date)
     loaded = _load(run, tokenizer, dtype, world)

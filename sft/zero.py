@@ -108,9 +108,11 @@ def _zero(train: TrainConfig, parameters: int) -> dict[str, Any]:
         settings["zero_hpz_partition_size"] = zero.hpz_partition_size
     if train.optimizer == "muon" and zero.stage == 3:
         settings["reduce_scatter"] = False  # Muon takes whole matrices, not parts of their gradients
-    for key, place in (("offload_optimizer", zero.offload_optimizer), ("offload_param", zero.offload_parameters)):
-        if place is not None:
-            settings[key] = {"device": place} | ({"nvme_path": zero.nvme_path} if place == "nvme" else {})
+    if zero.offload_optimizer is not None:
+        settings["offload_optimizer"] = {"device": zero.offload_optimizer}
+    if zero.offload_parameters is not None:
+        path = {} if zero.nvme_path is None else {"nvme_path": zero.nvme_path}
+        settings["offload_param"] = {"device": zero.offload_parameters, **path}
     return settings
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+SECONDS = 1200
+"""Longer than any test takes on a busy machine."""
 
 
 def run_ranks(ranks: int, function: str, **arguments: Any) -> list[Any]:
@@ -37,7 +39,7 @@ def run_ranks(ranks: int, function: str, **arguments: Any) -> list[Any]:
                     command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
                 )
             )
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        outputs = [process.communicate(timeout=SECONDS)[0] for process in processes]
         for rank, process in enumerate(processes):
             assert process.returncode == 0, f"rank {rank}:\n{outputs[rank][-4000:]}"
         return [json.loads(Path(f"{folder}/{rank}.json").read_text(encoding="utf-8")) for rank in range(ranks)]

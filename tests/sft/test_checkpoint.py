@@ -40,7 +40,6 @@ def test_every_file_has_a_rank_that_wrote_it() -> None:
     assert writer("rank-00003.pt") == 3
     assert writer("state/zero_pp_rank_12_mp_rank_00_optim_states.pt") == 12
     assert writer("state/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt") == 1
-    assert writer("state/offloaded_tensors/rank07/weights.swp") == 7
     assert [writer(name) for name in ("state/mp_rank_00_model_states.pt", "state/zero_to_fp32.py", "probe.pt")] == [
         0
     ] * 3
@@ -82,9 +81,6 @@ def test_what_cannot_be_cut_anew_is_said(tmp_path: Path) -> None:
     check_convertible(tmp_path, TrainConfig(), "2 ranks with ZeRO stage 2")
     with pytest.raises(UserError, match=r"written by 2 ranks with ZeRO stage 2, and train\.optimizer=adamw_8bit"):
         check_convertible(tmp_path, TrainConfig(optimizer="adamw_8bit"), "2 ranks with ZeRO stage 2")
-    (tmp_path / "state" / "offloaded_tensors").mkdir(parents=True)
-    with pytest.raises(UserError, match="offloaded to nvme cannot be cut anew; resume with the same ranks and stage"):
-        check_convertible(tmp_path, TrainConfig(), "2 ranks with ZeRO stage 2")
 
 
 def refusals(world: World, folder: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from data_tools.errors import UserError
 from data_tools.plan import PackPlan
 from data_tools.store import TokenStore
 from sft.config import TrainConfig
-from sft.layers import check_liger, compile_layers, forget_activations
+from sft.layers import check_compiler, check_liger, compile_layers, forget_activations
 from sft.world import World
 from tests.ranks import run_ranks
 from tests.sft.models import tiny_llama
@@ -108,9 +108,15 @@ def test_compiled_layers_compute_the_same(folders: dict[str, str]) -> None:
 
 
 def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_compiler(TrainConfig(compile=True))
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UserError, match=r"train.compile needs the C\+\+ compiler no-such-compiler"):
-        compile_layers(tiny_llama(True), TrainConfig(compile=True))
+    with pytest.raises(
+        UserError, match=r"train.compile needs the C\+\+ compiler no-such-compiler on every node; .*leave"
+    ):
+        check_compiler(TrainConfig(compile=True))
+    with pytest.raises(UserError, match=r"train\.optimizer=muon needs the C\+\+ .* or set train\.optimizer=adamw"):
+        check_compiler(TrainConfig(optimizer="muon", max_grad_norm=None))
+    check_compiler(TrainConfig())
 
 
 def test_a_model_without_known_layers_is_not_compiled() -> None:

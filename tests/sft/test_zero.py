@@ -1,5 +1,6 @@
 """DeepSpeed's configuration: what is written into it, and what is refused before anything is loaded."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,10 +61,14 @@ def test_gradients_are_summed_in() -> None:
         ({"zero": {"stage": 2, "hpz_partition_size": 2}}, "hpz_partition_size needs stage 3"),
         ({"zero": {"stage": 3, "offload_parameters": "nvme"}}, "give both or neither"),
         ({"zero": {"stage": 3, "nvme_path": "/disk"}}, "give both or neither"),
-        ({"zero": {"offload_optimizer": "nvme", "nvme_path": "/disk"}}, "offload_optimizer=nvme needs stage 3"),
+        ({"zero": {"stage": 3, "offload_optimizer": "nvme"}}, "and a resumed run would be another; set cpu"),
         ({"zero": {"stage": 1, "coalesce": True}}, "stage 1 reduces gradients once a step anyway"),
         ({"zero": {"coalesce": True, "offload_optimizer": "cpu"}}, "choose one"),
         ({"pure_bfloat16": True, "zero": {"stage": 0}}, "pure_bfloat16 needs zero.stage 1, 2 or 3"),
+        (
+            {"pure_bfloat16": True, "zero": {"offload_optimizer": "cpu"}},
+            "keeps all states on the GPU; leave out zero.off",
+        ),
         ({"optimizer": "muon"}, "set max_grad_norm=null"),
         ({"optimizer": "muon", "max_grad_norm": None, "pure_bfloat16": True}, "leave out pure_bfloat16"),
         ({"optimizer": "adamw_8bit", "zero": {"offload_optimizer": "cpu"}}, "stays on the GPU"),
@@ -163,3 +168,16 @@ def test_deepspeed_reads_its_keys_before_the_start(own: dict[str, Any], message:
         check_settings(settings)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_offloading_to_a_disk_is_refused_where_it_cannot_be(tmp_path: Path) -> None:
+    """DeepSpeed compiles what it reads and writes disks by, against libaio."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    from sft.engine import check_offload
+
+    zero = {"stage": 3, "offload_parameters": "nvme", "nvme_path": str(tmp_path / "gone")}
+    words = "is no folder that can be written to" if AsyncIOBuilder().is_compatible() else r"needs libaio .*or use cpu"
+    with pytest.raises(UserError, match=words):
+        check_offload(train(zero=zero).zero)
+    check_offload(train(zero={"offload_optimizer": "cpu"}).zero)
