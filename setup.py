@@ -32,6 +32,7 @@ TRACK = ["mlflow-skinny>=3.17,<4", "tensorboard>=2.21,<3", "trackio>=0.43,<0.44"
 LM_EVAL = ["lm_eval>=0.4.13,<0.5"]
 SCORE = ["rouge-score>=0.1.2,<0.2", "sacrebleu>=2.6,<3"]
 LAUNCH = ["rich>=14,<16"]
+RAY = ["ray[default,train]>=2.60,<3"]
 DEV = [
     "hypothesis>=6.130,<7",
     "moto[server]>=5.2,<6",
@@ -65,13 +66,14 @@ setup(
         "prepare": PREPARE,
         "train": TRAIN,
         "launch": LAUNCH,
+        "ray": [*LAUNCH, *RAY],
         "s3": S3,
         "gcs": GCS,
         "lora": LORA,
         "track": TRACK,
         "score": SCORE,
         "lm-eval": LM_EVAL,
-        "dev": [*PREPARE, *TRAIN, *LORA, *TRACK, *SCORE, *LM_EVAL, *LAUNCH, *S3, *DEV],
+        "dev": [*PREPARE, *TRAIN, *LORA, *TRACK, *SCORE, *LM_EVAL, *LAUNCH, *RAY, *S3, *DEV],
     },
     entry_points={"console_scripts": ["shardtune = launcher.__main__:main"]},
 )

@@ -14,8 +14,7 @@ import yaml
 
 from sft.record import read_metrics
 from tests.conftest import chats, write_jsonl
-
-pytestmark = pytest.mark.slurm
+from tests.slurm.cluster import Cluster
 
 SECRET = "planted-5ecret-value"
 
@@ -23,10 +22,14 @@ SECRET = "planted-5ecret-value"
 class Site:
     """A working folder on the cluster, with a configuration to launch."""
 
-    def __init__(self, slurm: Any, folder: Path) -> None:
+    def __init__(self, slurm: Cluster, folder: Path) -> None:
         self.slurm = slurm
         self.folder = folder
-        self.environment = {**slurm.env, "HOME": str(folder / "home"), "XDG_CONFIG_HOME": str(folder / "home" / "etc")}
+        self.environment = {
+            **slurm.environment,
+            "HOME": str(folder / "home"),
+            "XDG_CONFIG_HOME": str(folder / "home" / "etc"),
+        }
 
     def write(self, name: str, **changes: Any) -> Path:
         """A small run, with changes by section."""
@@ -95,7 +98,7 @@ class Site:
 
 
 @pytest.fixture
-def site(slurm: Any, tmp_path: Path) -> Site:
+def site(slurm: Cluster, tmp_path: Path) -> Site:
     write_jsonl(tmp_path / "chats.jsonl", chats(300))
     secrets = tmp_path / "home" / ".config" / "shardtune" / "secrets.env"
     secrets.parent.mkdir(parents=True)
@@ -221,7 +224,7 @@ def test_cancel_ends_all_jobs(site: Site) -> None:
     [
         ("cluster.partition=nowhere", "there is no partition nowhere; this Slurm has main, low"),
         ("cluster.nodes=3", "partition main has 2"),
-        ("cluster.gpus_per_node=64", "a node of partition main has 2"),
+        ("cluster.gpus_per_node=64", "a node of partition main has 8"),
         ("cluster.profile=nobody", "there is no cluster profile nobody"),
         ("cluster.time=UNLIMITED", "never unlimited"),
         ("cluster.account='a b'", "only letters"),
