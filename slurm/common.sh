@@ -30,11 +30,13 @@ read_secrets() {
 
 enter_environment() {
   if [[ ${#MODULES[@]} -gt 0 ]]; then
+    # shellcheck source=/dev/null
     [[ $(type -t module) == function ]] || . /etc/profile
     [[ $(type -t module) == function ]] || fail "this node has no command module, to load ${MODULES[*]}"
     module load "${MODULES[@]}" || fail "cannot load the modules ${MODULES[*]}"
   fi
   if [[ ${CONDA:-} ]]; then
+    # shellcheck source=/dev/null
     . "$(conda info --base)/etc/profile.d/conda.sh" || fail "there is no conda on PATH, to enter $CONDA"
     conda activate "$CONDA" || fail "cannot enter conda's $CONDA"
   fi

@@ -7,6 +7,7 @@
 stop_file=$RUN_DIR/stop
 rm -f -- "$stop_file"
 asked=
+# shellcheck disable=SC2317  # traps call it
 ask_to_stop() {
   asked=$1
   say "$1: asking the ranks to save and stop"

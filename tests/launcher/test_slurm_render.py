@@ -1,6 +1,5 @@
 """Scripts for sbatch: as the golden files, valid bash, and nothing in a configuration can become a command."""
 
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -179,17 +178,3 @@ def test_a_time_limit_is_hours_minutes_and_seconds(time: str) -> None:
 def test_a_time_that_yaml_made_a_number_is_explained() -> None:
     with pytest.raises(ValidationError, match="write it as"):
         ClusterConfig.model_validate({"time": 86400})
-
-
-def test_bodies_pass_shellcheck() -> None:
-    if shutil.which("shellcheck") is None:
-        pytest.skip("shellcheck is not installed")
-    bodies = sorted(slurm.BODIES.glob("*.sh"))
-    assert len(bodies) >= 6
-    done = subprocess.run(
-        ["shellcheck", "-x", "-P", "SCRIPTDIR", "-e", "SC1091,SC2317", *bodies],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout == ""
