@@ -25,6 +25,7 @@ from sft.config import TrainConfig
 from sft.config_model import ModelConfig
 from sft.fits import weight_bytes
 from sft.layers import forget_activations
+from sft.lean import keep_less
 from sft.lora import add_lora
 from sft.loss import CHUNK_LOGITS
 from sft.model import PackedCausalLM
@@ -90,6 +91,7 @@ def forecast_memory(
     if train.zero.stage == 3:
         gathered = min(sum(sizes), GATHERED) * dtype.itemsize
         parameters = (0 if train.zero.offload_parameters else parameters // ranks) + gathered
+    keep_less(empty)
     activations = _activations(PackedCausalLM(empty, _COUNTED), train, tokens // train.sequence_parallel)
     return MemoryForecast(
         parameters,

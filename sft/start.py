@@ -14,6 +14,7 @@ from sft.engine import check_offload, start_engine
 from sft.fits import check_weights_fit
 from sft.heartbeat import Heart
 from sft.layers import check_compiler, check_liger, compile_layers, forget_activations, use_liger
+from sft.lean import keep_less
 from sft.lora import add_lora, check_packages, check_quantize
 from sft.model import PackedCausalLM, check_length, compute_dtype, load_config, load_model, model_hash
 from sft.record import RunRecord
@@ -67,6 +68,8 @@ def start_session(run: TrainingRun, world: World, signalled: Callable[[], bool])
     attention = choose_attention(run.model.attention, loaded.config, world.device)
     check_heads(loaded.config, attention, run.train.sequence_parallel)
     use_liger(loaded, run.train)
+    if not run.train.compile:  # a program decides by itself what it keeps
+        keep_less(loaded)
     model = PackedCausalLM(loaded, attention, run.train.neftune_alpha)
     check_length(model.model.config, run.plan.settings.max_length)
     alone = run.plan.settings.packing == "none" and run.train.packs_per_micro_batch == 1

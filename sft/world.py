@@ -40,7 +40,10 @@ class World:
         return int(largest)
 
     def leave(self) -> None:
-        """Part from the other ranks, as the last thing: threads that still listen to them can abort an exit."""
+        """Part from the other ranks, as the last thing: threads that still listen to them can abort an exit, and who
+        leaves first closes what another may still read.
+        """
+        self.barrier()
         dist.destroy_process_group()
 
     def barrier(self) -> None:

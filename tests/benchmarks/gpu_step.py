@@ -89,6 +89,7 @@ def ours(model: LlamaForCausalLM, packs: list[Any], learning_rate: float) -> Any
     from sft.clock import Clock
     from sft.config import TrainConfig
     from sft.engine import optimizer_step, start_engine
+    from sft.lean import keep_less
     from sft.model import PackedCausalLM
     from sft.world import join_world
 
@@ -104,6 +105,7 @@ def ours(model: LlamaForCausalLM, packs: list[Any], learning_rate: float) -> Any
     }
     world = join_world()
     settings = {"learning_rate": learning_rate, "packs_per_step": 1, "zero": {"stage": 1}}
+    keep_less(model)
     engine = start_engine(PackedCausalLM(model), TrainConfig.model_validate(settings), model.dtype, world)
 
     def batch_of(documents: list[tuple[np.ndarray[Any, Any], int]]) -> Batch:

@@ -19,6 +19,7 @@ from sft.clock import Clock
 from sft.config import TrainConfig
 from sft.config_model import ModelConfig
 from sft.engine import optimizer_step, start_engine
+from sft.lean import keep_less
 from sft.model import PackedCausalLM, compute_dtype, load_model
 from sft.world import join_world
 
@@ -42,7 +43,9 @@ def main() -> None:
     tokenizer = load_tokenizer(str(store.folder / "tokenizer"))
     settings = ModelConfig(path=model_folder, dtype="float32")
     dtype = compute_dtype(settings, world.device)
-    model = PackedCausalLM(load_model(settings, tokenizer, store.vocab_size, store.added_tokens, dtype, 0))
+    loaded = load_model(settings, tokenizer, store.vocab_size, store.added_tokens, dtype, 0)
+    keep_less(loaded)
+    model = PackedCausalLM(loaded)
     # One process has nobody to share with: ZeRO would only keep the weights twice.
     settings_of_run = {"learning_rate": 1e-4, "packs_per_step": 1, "betas": (0.9, 0.999), "zero": {"stage": 0}}
     train = TrainConfig.model_validate(settings_of_run)

@@ -12,6 +12,7 @@ from sft.config import TrainConfig
 from sft.config_model import ModelConfig
 from sft.engine import start_engine
 from sft.layers import forget_activations
+from sft.lean import keep_less
 from sft.memory import MemoryForecast, forecast_memory, largest_micro_batch
 from sft.model import PackedCausalLM
 from sft.world import World
@@ -112,6 +113,7 @@ def test_model_state_is_what_deepspeed_keeps(ranks: int, cases: list[tuple[str, 
 def test_activations_are_what_the_layers_keep(checkpointing: bool | int) -> None:
     """On a real model of one document, where torch's attention keeps what its kernels do."""
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **SHAPE)).train()
+    keep_less(model)
     forget_activations(model, TrainConfig(activation_checkpointing=checkpointing))
     packed = PackedCausalLM(model)
     weights = {parameter.data_ptr() for parameter in model.parameters()}
