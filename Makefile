@@ -19,7 +19,7 @@ quickstart: setup
 	$(BIN)/shardtune quickstart
 
 test: setup
-	$(BIN)/python -m pytest tests -m 'not slow and not slurm'
+	$(BIN)/python -m pytest tests -m 'not slow and not slurm' --numprocesses 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest tests -m 'slow and not slurm'

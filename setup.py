@@ -38,6 +38,7 @@ DEV = [
     "moto[server]>=5.2,<6",
     "mypy>=1.18,<3",
     "pytest>=9,<10",
+    "pytest-xdist>=3.8,<4",
     "ruff>=0.14,<1",
     "types-PyYAML>=6",
 ]
