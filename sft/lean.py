@@ -6,6 +6,8 @@ price is a few multiplications a value.
 
 Whether a module has the usual form is tried, not read: its class's `forward` must give the same bits on small tensors.
 What is otherwise, or was replaced before (Liger's kernels), stays as it is. Modules, weights and hooks stay theirs.
+
+What is computed here is changed in place: temporary rows leave holes in the heap that rows of other sizes do not fill.
 """
 
 from collections.abc import Callable
@@ -50,7 +52,8 @@ class _RMSNorm(torch.autograd.Function):
         wide = x.to(torch.float32)
         scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
         ctx.save_for_backward(x, weight, scale)
-        return weight * (wide * scale).to(x.dtype)
+        normalized = (wide * scale).to(x.dtype)
+        return normalized.mul_(weight) if weight.dtype is x.dtype else weight * normalized
 
     @staticmethod
     @once_differentiable
@@ -60,7 +63,7 @@ class _RMSNorm(torch.autograd.Function):
         of_weight = (grad * normalized.to(x.dtype)).sum_to_size(weight.shape)
         inner = (grad * weight).to(torch.float32)
         along = (inner * normalized).mean(-1, keepdim=True)  # what moves along x leaves the result as it is
-        return ((inner - normalized * along) * scale).to(x.dtype), of_weight, None
+        return inner.sub_(normalized.mul_(along)).mul_(scale).to(x.dtype), of_weight, None
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -69,14 +72,15 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate) * up
+        return F.silu(gate).mul_(up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gate, up = ctx.saved_tensors
-        of_up = grad * F.silu(gate)
-        return torch.ops.aten.silu_backward(grad * up, gate), of_up
+        of_activation = grad * up
+        of_gate = torch.ops.aten.silu_backward.grad_input(of_activation, gate, grad_input=of_activation)
+        return of_gate, F.silu(gate).mul_(grad)
 
 
 def _is_norm(module: nn.Module) -> bool:
