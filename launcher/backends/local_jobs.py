@@ -14,7 +14,13 @@ _FILE = "local.sh"
 
 
 def render(chain: Chain) -> dict[str, tuple[str, str]]:
-    """One script for all stages."""
+    """One script for all stages.
+
+    Raises:
+        UserError: several machines are asked for.
+    """
+    if chain.cluster.nodes > 1:
+        raise UserError(f"cluster.nodes={chain.cluster.nodes}: --on local has this machine alone; set cluster.nodes=1")
     lines = ["#!/bin/bash", "# All stages of a run, one after the other; each says in jobs/ends how it ended.", _RUNNER]
     lines += [f"cd {quote(str(chain.working_folder))} || exit", f"FOLDER={quote(str(chain.folder))}"]
     lines += [f"export {name}={quote(value)}" for name, value in chain.cluster.variables.items()]
@@ -109,15 +115,3 @@ def _started(pid: int) -> str | None:
         return None
     fields = text.rpartition(")")[2].split()
     return None if fields[0] == "Z" else fields[19]
-
-
-def check_on_this_machine(ranks: int, nodes: int) -> None:
-    """A single machine has one node.
-
-    Raises:
-        UserError: more are asked for.
-    """
-    if nodes > 1:
-        raise UserError(
-            f"cluster.nodes={nodes}: --on local has this machine alone; set it to 1, or use another back end"
-        )
