@@ -18,7 +18,7 @@ from rich.console import Console
 
 from data_tools.errors import UserError
 from data_tools.store import write_text
-from launcher.backends import slurm
+from launcher.backends import slurm, slurm_script
 from launcher.cluster import ClusterConfig, seconds_of
 from launcher.environment import variables_passed_on
 from launcher.jobs import Chain, Job, Submitted
@@ -133,7 +133,7 @@ def _nodes(cluster: ClusterConfig, folder: Path) -> list[Finding]:
         identity=folder.name,
     )
     script = folder / "doctor.sbatch"
-    write_text(script, slurm.render_job(looking, job))
+    write_text(script, slurm_script.render_job(looking, job))
     planned = [Submitted("doctor", "slurm", str(script), "logs/doctor-*.out", 1)]
     findings = [Finding("a job", said, True) for said in slurm.check(looking, planned)]
     submitted = slurm.submit(looking, planned, lambda jobs: None)

@@ -32,16 +32,18 @@ def run_ranks(ranks: int, function: str, **arguments: Any) -> list[Any]:
                 "OMP_NUM_THREADS": "1",
                 "CUDA_VISIBLE_DEVICES": "",
                 "PYTHONPATH": str(ROOT),
+                "PYTHONWARNINGS": "ignore",
+                "PYTHONFAULTHANDLER": "1",
             }
             command = [sys.executable, "-m", "tests.ranks", function, json.dumps(arguments), f"{folder}/{rank}.json"]
-            processes.append(
-                subprocess.Popen(
-                    command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+            with Path(f"{folder}/{rank}.log").open("w", encoding="utf-8") as log:  # a full pipe would stop a rank
+                processes.append(
+                    subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
                 )
-            )
-        outputs = [process.communicate(timeout=SECONDS)[0] for process in processes]
-        for rank, process in enumerate(processes):
-            assert process.returncode == 0, f"rank {rank}:\n{outputs[rank][-4000:]}"
+        codes = [process.wait(timeout=SECONDS) for process in processes]
+        for rank, code in enumerate(codes):
+            output = Path(f"{folder}/{rank}.log").read_text(encoding="utf-8", errors="replace")
+            assert code == 0, f"rank {rank} ended with {code}:\n{output[-4000:]}"
         return [json.loads(Path(f"{folder}/{rank}.json").read_text(encoding="utf-8")) for rank in range(ranks)]
 
 

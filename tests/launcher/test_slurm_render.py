@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from data_tools.errors import UserError
-from launcher.backends import slurm
+from launcher.backends import slurm_script
 from launcher.cluster import ClusterConfig
 from launcher.jobs import STAGES, Chain, jobs_of
 
@@ -78,7 +78,7 @@ def head(script: str) -> str:
 @pytest.mark.parametrize("name", CASES)
 def test_scripts_are_those_of_the_golden_file(name: str, request: pytest.FixtureRequest) -> None:
     cluster = ClusterConfig.model_validate({"secrets": "/home/me/secrets.env", **CASES[name]})
-    scripts = slurm.render(chain(cluster, runs=3 if name == "gres_and_array" else 1))
+    scripts = slurm_script.render(chain(cluster, runs=3 if name == "gres_and_array" else 1))
     text = "\n".join(f"── {file}\n{head(script)}" for file, script in scripts.values())
     golden = GOLDEN / f"slurm_{name}.txt"
     if request.config.getoption("--update-golden"):
@@ -91,8 +91,8 @@ def test_scripts_end_with_their_bodies_and_are_bash(name: str, tmp_path: Path) -
     cluster = ClusterConfig.model_validate(CASES[name])
     made = chain(cluster)
     for job in made.jobs:
-        script = slurm.render_job(made, job)
-        assert script.endswith((slurm.BODIES / f"{job.body}.sh").read_text("utf-8"))
+        script = slurm_script.render_job(made, job)
+        assert script.endswith((slurm_script.BODIES / f"{job.body}.sh").read_text("utf-8"))
         file = tmp_path / "script"
         file.write_text(script, "utf-8")
         assert subprocess.run(["bash", "-n", file], capture_output=True, check=False).stderr == b""
@@ -100,7 +100,7 @@ def test_scripts_end_with_their_bodies_and_are_bash(name: str, tmp_path: Path) -
 
 def test_the_limit_and_the_signal_belong_to_training_alone() -> None:
     made = chain(ClusterConfig(gpus_per_node=1))
-    scripts = {stage: text for stage, (_, text) in slurm.render(made).items()}
+    scripts = {stage: text for stage, (_, text) in slurm_script.render(made).items()}
     assert "--signal=B:USR1@300" in scripts["train"]
     assert not any("--signal" in scripts[stage] for stage in ("prepare", "export"))
 
@@ -115,7 +115,7 @@ def test_what_becomes_an_option_is_a_word_or_refused(value: str, key: str) -> No
         cluster = ClusterConfig.model_validate({key: value, "gpus_per_node": 1})
     except ValidationError:
         return
-    for line in head(slurm.render_job(made := chain(cluster), made.jobs[1])).splitlines():
+    for line in head(slurm_script.render_job(made := chain(cluster), made.jobs[1])).splitlines():
         if line.startswith("#SBATCH"):
             assert len(line.split()) == 2, line
 
@@ -138,7 +138,7 @@ def test_nothing_in_the_settings_runs(values: list[str], tmp_path_factory: pytes
         return
     made = chain(cluster, variables=(("TWO", clean[4]),))
     script = folder / "script"
-    text = head(slurm.render_job(made, made.jobs[1]))
+    text = head(slurm_script.render_job(made, made.jobs[1]))
     script.write_text(text + '\nprintf "%s\\0" "$ONE" "$TWO" "$SECRETS" "${PYTHON[@]}"\n', "utf-8")
     done = subprocess.run(["/bin/bash", script], cwd=folder, capture_output=True, check=True, env={"PATH": "/nowhere"})
     said = done.stdout.decode("utf-8").split("\0")
@@ -152,7 +152,7 @@ def test_nothing_in_the_settings_runs(values: list[str], tmp_path_factory: pytes
 @pytest.mark.parametrize("folder", ["/a b/runs/x", "/a\nb/runs/x", "/a%j/runs/x", '/a"b/x', "/a#b/x", "/a\\b/x"])
 def test_a_path_that_an_option_cannot_have_is_refused(folder: str) -> None:
     with pytest.raises(UserError, match="which sbatch cannot take"):
-        slurm.render(chain(ClusterConfig(), folder=folder))
+        slurm_script.render(chain(ClusterConfig(), folder=folder))
 
 
 @pytest.mark.parametrize(

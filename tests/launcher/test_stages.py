@@ -228,4 +228,4 @@ def test_mistakes_before_training(recipe: Path, tmp_path: Path, capsys: pytest.C
         "name=NAME or data.store=FOLDER, or delete it; then run `shardtune prepare`"
     )
     assert "no exported model" in error("generate", recipe)
-    assert [path.name for path in (tmp_path / "runs" / "tiny").iterdir()] == ["tokens"]
+    assert {path.name for path in (tmp_path / "runs" / "tiny").iterdir()} == {"tokens", "prepare.json"}
