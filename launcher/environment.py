@@ -22,17 +22,26 @@ def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     }
 
 
-_PASSED_ON = (
-    *("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ENDPOINT", "XDG_CACHE_HOME", "PYTHONPATH"),
-    *("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_CONFIG_FILE"),
+_PLACES = (
+    *("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "XDG_CACHE_HOME", "PYTHONPATH"),
+    *("AWS_PROFILE", "AWS_CONFIG_FILE"),
+)
+"""Variables of who launches that jobs on nodes with the same folders get as well."""
+_NAMES = (
+    *("HF_ENDPOINT", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"),
     *("WANDB_ENTITY", "WANDB_PROJECT", "WANDB_MODE", "WANDB_BASE_URL", "MLFLOW_TRACKING_URI", "TRACKIO_SPACE_ID"),
 )
-"""Variables of who launches that jobs elsewhere get as well: places and names, never a key or a token."""
+"""Those that jobs get anywhere. Neither has a key or a token."""
 
 
-def variables_passed_on() -> tuple[tuple[str, str], ...]:
-    """Those of `_PASSED_ON` that are set here."""
-    return tuple((name, value) for name in _PASSED_ON if (value := os.environ.get(name)))
+def variables_passed_on(places: bool) -> tuple[tuple[str, str], ...]:
+    """Those variables of who launches that are set, and of use to jobs.
+
+    Args:
+        places: the jobs see the folders of this machine.
+    """
+    wanted = (*_PLACES, *_NAMES) if places else _NAMES
+    return tuple((name, value) for name in wanted if (value := os.environ.get(name)))
 
 
 def read_secrets(path: Path) -> None:

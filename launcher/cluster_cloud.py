@@ -1,0 +1,76 @@
+"""Settings of clusters that have no login node: Kubernetes."""
+
+import re
+
+from pydantic import Field, field_validator, model_validator
+
+from data_tools.config import Section
+from launcher.words import (
+    Gibibytes,
+    Image,
+    KubernetesLabel,
+    KubernetesName,
+    LabelKey,
+    LabelValue,
+    PathInside,
+    bytes_of,
+)
+
+_FIRST_WITH_TOKENS = (2, 52)
+"""The first Ray that KubeRay gives a token."""
+
+
+class KubernetesConfig(Section):
+    """A cluster with the KubeRay operator, 1.5 or newer, for `--on kubernetes`."""
+
+    image: Image | None = Field(None, examples=["registry.example/shardtune-gpu:0.1"])
+    """Has shardtune in it; see docker/. Needed."""
+    namespace: KubernetesLabel = "default"
+    claim: KubernetesName | None = Field(None, examples=["runs"])
+    """A PersistentVolumeClaim that all pods can write, for the folder of runs. Needed."""
+    runs: PathInside = "/runs"
+    """Where it is seen in the pods."""
+    mounts: dict[KubernetesName, PathInside] = Field({}, examples=[{"datasets": "/data"}])
+    """More claims, for data and models: name → folder."""
+    cpus: int = Field(8, ge=1)
+    """Of each pod: the head's, which drives, and those of the nodes that train."""
+    memory: Gibibytes = "64Gi"
+    """Of each pod."""
+    shared_memory: Gibibytes = "16Gi"
+    """/dev/shm, for NCCL and Ray's objects; it is part of `memory`."""
+    secret: KubernetesName | None = Field(None, examples=["shardtune-keys"])
+    """A Secret whose keys become environment variables: WANDB_API_KEY, HF_TOKEN."""
+    service_account: KubernetesName | None = None
+    """The account of the pods, for images and buckets."""
+    node_selector: dict[LabelKey, LabelValue] = Field(
+        {}, examples=[{"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}]
+    )
+    """Labels of the nodes that train."""
+    queue: LabelValue | None = Field(None, examples=["gpus"])
+    """Kueue's local queue: the job is suspended until it is admitted."""
+    ttl: int = Field(600, ge=0, le=2**31 - 1)
+    """Seconds for which the pods are kept after the end, with their output."""
+    retries: int = Field(1, ge=0, le=100)
+    """New clusters after one failed as a whole, by a lost head; each goes on from the newest checkpoint."""
+    ray_version: str = "2.60.0"
+    """The one in the image."""
+
+    @field_validator("ray_version")
+    @classmethod
+    def _has_tokens(cls, version: str) -> str:
+        if not re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+", version):
+            raise ValueError('a version of Ray is written as "2.60.0"')
+        if tuple(map(int, version.split(".")))[:2] < _FIRST_WITH_TOKENS:
+            raise ValueError("before Ray 2.52 anybody who reaches the cluster may use it; take a newer image")
+        return version
+
+    @model_validator(mode="after")
+    def _fits(self) -> "KubernetesConfig":
+        if bytes_of(self.shared_memory) >= bytes_of(self.memory):
+            raise ValueError(f"shared_memory ({self.shared_memory}) is part of memory ({self.memory}): make it less")
+        folders = [self.runs, *self.mounts.values()]
+        if len(set(folders)) < len(folders):
+            raise ValueError(f"two claims cannot be one folder ({', '.join(folders)})")
+        if self.claim in self.mounts:
+            raise ValueError(f"mounts: {self.claim} is `claim` already")
+        return self
