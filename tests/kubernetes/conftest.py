@@ -1,5 +1,6 @@
 """A real API server of Kubernetes with etcd, on loopback, without nodes; all tests here are marked `kubernetes`."""
 
+import json
 import os
 import secrets
 import shutil
@@ -35,12 +36,12 @@ class Kubernetes:
     admin: Path
     stranger: Path
 
-    def ctl(self, *arguments: str, given: Any = None) -> str:
-        """Run kubectl; a resource that is given is its standard input."""
+    def ctl(self, *arguments: str, given: str | dict[str, Any] | None = None) -> str:
+        """Run kubectl; a resource that is given, or its text, is its standard input."""
         done = subprocess.run(
             ["kubectl", *arguments],
             env={**os.environ, "KUBECONFIG": str(self.admin)},
-            input=None if given is None else yaml.safe_dump(given),
+            input=json.dumps(given) if isinstance(given, dict) else given,
             capture_output=True,
             text=True,
             timeout=60,
@@ -72,20 +73,33 @@ def bare_kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubern
     subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
     client, peer, port = free_port(), free_port(), free_port()
     etcd = f"http://127.0.0.1:{client}"
-    commands = (
-        [PROGRAMS / "etcd", f"--data-dir={folder}/etcd", f"--listen-client-urls={etcd}", f"--advertise-client-urls={etcd}"]
-        + [f"--listen-peer-urls=http://127.0.0.1:{peer}"],
-        [PROGRAMS / "kube-apiserver", f"--etcd-servers={etcd}", f"--secure-port={port}", "--bind-address=127.0.0.1"]
-        + [f"--cert-dir={folder}/certificates", f"--token-auth-file={folder}/tokens.csv", "--authorization-mode=RBAC"]
-        + [f"--service-account-key-file={key}", f"--service-account-signing-key-file={key}", "--insecure-port=0"]
-        + ["--service-account-issuer=https://test", "--service-cluster-ip-range=10.0.0.0/24"]
-        # Accounts and their tokens are made by a controller, which is not here.
-        + ["--disable-admission-plugins=ServiceAccount"],
-    )
+    programs = {
+        "etcd": {
+            "data-dir": folder / "etcd",
+            "listen-client-urls": etcd,
+            "advertise-client-urls": etcd,
+            "listen-peer-urls": f"http://127.0.0.1:{peer}",
+        },
+        "kube-apiserver": {
+            "etcd-servers": etcd,
+            "bind-address": "127.0.0.1",
+            "secure-port": port,
+            "insecure-port": 0,
+            "cert-dir": folder / "certificates",
+            "token-auth-file": folder / "tokens.csv",
+            "authorization-mode": "RBAC",
+            "service-account-issuer": "https://test",
+            "service-account-key-file": key,
+            "service-account-signing-key-file": key,
+            "service-cluster-ip-range": "10.0.0.0/24",
+            "disable-admission-plugins": "ServiceAccount",  # accounts are made by a controller, which is not here
+        },
+    }
     processes = []
     try:
-        for command in commands:
-            with open(folder / f"{Path(command[0]).name}.log", "wb") as log:
+        for name, options in programs.items():
+            command = [str(PROGRAMS / name), *(f"--{option}={value}" for option, value in options.items())]
+            with open(folder / f"{name}.log", "wb") as log:
                 processes.append(subprocess.Popen(command, stdout=log, stderr=log))
         _wait(f"https://127.0.0.1:{port}/readyz", tokens["admin"], folder)
         yield Kubernetes(*(_config(folder / user, port, token) for user, token in tokens.items()))
@@ -128,13 +142,18 @@ def kubernetes(bare_kubernetes: Kubernetes) -> Kubernetes:
     """With the definition of RayJob, and a namespace that has a claim and keys."""
     ctl = bare_kubernetes.ctl
     ctl("create", "--filename", str(DEFINITION))
-    ctl("wait", "--for=condition=established", "crd/rayjobs.ray.io", "--timeout=30s")
+    deadline = time.monotonic() + 30
+    while "rayjobs" not in ctl("api-resources", "--output=name", "--api-group=ray.io"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
     ctl("create", "namespace", "research")
-    claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
-    ctl("create", "--filename=-", given={**resource("PersistentVolumeClaim", "runs"), "spec": claim})
-    ctl("create", "--filename=-", given={**resource("Secret", "keys"), "stringData": {"WANDB_API_KEY": "planted"}})
+    ctl("create", "--filename=-", given=claim("research"))
+    ctl("create", "secret", "generic", "keys", "--namespace=research", "--from-literal=WANDB_API_KEY=planted")
     return bare_kubernetes
 
 
-def resource(kind: str, name: str) -> dict[str, Any]:
-    return {"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "namespace": "research"}}
+def claim(namespace: str) -> dict[str, Any]:
+    """The claim `runs`."""
+    metadata = {"name": "runs", "namespace": namespace}
+    spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.backends.kubernetes_manifest import manifest
+from launcher.backends.kubernetes_manifest import as_yaml_text, manifest
 from launcher.cli import main
 from launcher.cluster import ClusterConfig
 from tests.conftest import chats, write_jsonl
-from tests.kubernetes.conftest import Kubernetes
+from tests.kubernetes.conftest import Kubernetes, claim
 from tests.launcher.chains import chain
 from tests.launcher.test_kubernetes_manifest import CASES, groups
 
@@ -51,41 +51,32 @@ def error(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return " ".join(said.split())
 
 
+def test_without_kuberay_it_says_so(
+    bare_kubernetes: Kubernetes, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first test, before RayJob is defined."""
+    monkeypatch.setenv("KUBECONFIG", str(bare_kubernetes.admin))
+    bare_kubernetes.ctl("create", "namespace", "bare")
+    bare_kubernetes.ctl("create", "--filename=-", given=claim("bare"))
+    settings = ("cluster.kubernetes.namespace=bare", "cluster.kubernetes.secret=null")
+    said = error(capsys, "launch", config, "--on", "kubernetes", *settings)
+    assert "lacks KubeRay's operator" in said and "nothing was submitted" in said
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_real_server_takes_manifest_and_pods(kubernetes: Kubernetes, name: str) -> None:
     """The RayJob by its definition here, its pods by Kubernetes's own, which refuses what it does not know."""
     made = manifest(chain(ClusterConfig.model_validate(CASES[name])))
     made["metadata"]["namespace"] = "research"
-    assert "created" in kubernetes.ctl("create", "--dry-run=server", "--filename=-", given=made)
+    assert "created" in kubernetes.ctl("create", "--dry-run=server", "--filename=-", given=as_yaml_text(made))
     for number, group in enumerate(groups(made)):
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"pod-{number}"}, **group["template"]}
-        assert "created" in kubernetes.ctl("create", "--dry-run=server", "--validate=true", "--filename=-", given=pod)
+        assert "created" in kubernetes.ctl(
+            "create", "--dry-run=server", "--validate=true", "--filename=-", given=as_yaml_text(pod)
+        )
         pod["spec"]["containers"][0]["envForm"] = []
         with pytest.raises(AssertionError, match="envForm"):
-            kubernetes.ctl("create", "--dry-run=server", "--validate=true", "--filename=-", given=pod)
-
-
-def test_without_kuberay_it_says_so(
-    bare_kubernetes: Kubernetes, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if JOB in bare_kubernetes.ctl("get", "crd", "--output=name"):
-        pytest.skip("another test has defined RayJob")
-    bare_kubernetes.ctl("create", "namespace", "bare")
-    monkeypatch.setenv("KUBECONFIG", str(bare_kubernetes.admin))
-    arguments = ("cluster.kubernetes.namespace=bare", "cluster.kubernetes.secret=null")
-    claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
-    bare_kubernetes.ctl(
-        "create",
-        "--filename=-",
-        given={
-            "apiVersion": "v1",
-            "kind": "PersistentVolumeClaim",
-            "metadata": {"name": "runs", "namespace": "bare"},
-            "spec": claim,
-        },
-    )
-    said = error(capsys, "launch", config, "--on", "kubernetes", *arguments)
-    assert "lacks KubeRay's operator" in said and "nothing was submitted" in said
+            kubernetes.ctl("create", "--dry-run=server", "--validate=true", "--filename=-", given=as_yaml_text(pod))
 
 
 def test_a_run_is_launched_followed_and_cancelled(
