@@ -1,10 +1,10 @@
-"""Settings of clusters that have no login node: Kubernetes."""
+"""Settings of clusters that have no login node: Kubernetes, machines of a cloud."""
 
 import re
 
 from pydantic import Field, field_validator, model_validator
 
-from data_tools.config import Section
+from data_tools.config import Location, Section
 from launcher.words import (
     Gibibytes,
     Image,
@@ -12,6 +12,7 @@ from launcher.words import (
     KubernetesName,
     LabelKey,
     LabelValue,
+    OneLine,
     PathInside,
     bytes_of,
 )
@@ -74,3 +75,35 @@ class KubernetesConfig(Section):
         if self.claim in self.mounts:
             raise ValueError(f"mounts: {self.claim} is `claim` already")
         return self
+
+
+class CloudConfig(Section):
+    """Machines that Ray's cluster launcher takes on AWS or GCP, for `shardtune cluster render`."""
+
+    name: KubernetesLabel = "shardtune"
+    """Of the cluster: machines are known by it."""
+    region: LabelValue | None = Field(None, examples=["us-east-1"])
+    """Needed."""
+    zone: LabelValue | None = Field(None, examples=["us-east-1a"])
+    """Needed on GCP; else one that Ray takes."""
+    project: LabelValue | None = Field(None, examples=["my-project-7"])
+    """Of GCP. Needed there."""
+    machine: LabelValue | None = Field(None, examples=["p5.48xlarge"])
+    """The type of the machines that train, `cluster.nodes` of them. Needed."""
+    head_machine: LabelValue | None = None
+    """The type of the head, which drives and exports; by default m5.4xlarge or n2-standard-16."""
+    image: OneLine | None = Field(None, examples=["ami-0123456789abcdef0"])
+    """Of the machines' disks: an AMI, or GCP's projects/…/global/images/…; needed on GCP, on AWS by default Ray's."""
+    disk: int = Field(500, ge=20, le=65_536)
+    """Gibibytes of each machine's disk."""
+    spot: bool = False
+    """Take machines that may be taken away; the head is none of them."""
+    docker: Image | None = Field(None, examples=["registry.example/shardtune-gpu:0.1"])
+    """An image in which everything runs; with it nothing is installed."""
+    setup: tuple[OneLine, ...] = Field((), examples=[["sudo mount -t nfs4 fs-01.example:/ /shared"]])
+    """Commands for the shell of each machine, before anything is installed: mount the folder of runs."""
+    install: tuple[OneLine, ...] = ("shardtune[ray,prepare,train,s3,gcs]", "ray==2.60.0")
+    """What pip installs."""
+    ssh_user: LabelValue = "ubuntu"
+    token: Location = Field("~/.ray/auth_token", validate_default=True)
+    """The file of Ray's token, readable by you alone; it is copied to the machines by ssh."""

@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from data_tools.errors import UserError
-from launcher.backends.kubernetes_manifest import as_yaml_text, manifest, name_of
+from launcher.backends.kubernetes_manifest import manifest, name_of
 from launcher.backends.travel import files_of
 from launcher.jobs import Chain, JobState, Record, Submitted
+from launcher.plain_yaml import plain_yaml
 
 _FILE = "rayjob.yaml"
 _SECONDS_TO_ANSWER = 60
@@ -29,7 +30,7 @@ def render(chain: Chain) -> dict[str, tuple[str, str]]:
     Raises:
         UserError: a setting is missing, or KubeRay would refuse it.
     """
-    text = as_yaml_text(manifest(chain))
+    text = plain_yaml(manifest(chain))
     return {job.stage: (_FILE, text) for job in chain.jobs}
 
 

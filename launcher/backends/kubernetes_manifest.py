@@ -11,8 +11,6 @@ KubeRay's controller has rules beyond the schema of its resources; those that se
 import re
 from typing import Any
 
-import yaml
-
 from data_tools.errors import UserError
 from launcher.backends.travel import driver
 from launcher.cluster import ClusterConfig
@@ -175,27 +173,3 @@ def _variables(chain: Chain) -> dict[str, str]:
 def _literal(value: str) -> str:
     """Kubernetes replaces `$(NAME)` in values, and takes `$$` for `$`."""
     return value.replace("$", "$$")
-
-
-class _Dumper(yaml.SafeDumper):
-    """Texts are quoted unless every reader of YAML takes them for texts: to some, `y` is true and 1e3 a number."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-_PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_/.-]*[A-Za-z0-9_/]")
-_WORDS = frozenset({"yes", "no", "on", "off", "true", "false", "null", "nan", "inf"})
-
-
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    plain = _PLAIN.fullmatch(text) and text.lower() not in _WORDS
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
-
-
-_Dumper.add_representer(str, _text)
-
-
-def as_yaml_text(resource: dict[str, Any]) -> str:
-    """A resource as YAML, which Go's readers read as Python's do."""
-    return yaml.dump(resource, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)

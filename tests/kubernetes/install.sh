@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes an API server of Kubernetes, for tests: Debian 12's source of it, built by Debian's Go, and Debian's etcd. Needs no
-# root; ten minutes on two cores, once. Nothing of the machine is changed but the folder:
+# root; three minutes on two cores, once. Nothing of the machine is changed but the folder:
 #   tests/kubernetes/install.sh [FOLDER]     default: ~/.cache/shardtune/kubernetes
 set -euo pipefail
 folder=${1:-${SHARDTUNE_KUBERNETES:-$HOME/.cache/shardtune/kubernetes}}

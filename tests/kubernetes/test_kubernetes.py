@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.backends.kubernetes_manifest import as_yaml_text, manifest
+from launcher.backends.kubernetes_manifest import manifest
 from launcher.cli import main
 from launcher.cluster import ClusterConfig
+from launcher.plain_yaml import plain_yaml
 from tests.conftest import chats, write_jsonl
 from tests.kubernetes.conftest import Kubernetes, claim
 from tests.launcher.chains import chain
@@ -68,15 +69,15 @@ def test_a_real_server_takes_manifest_and_pods(kubernetes: Kubernetes, name: str
     """The RayJob by its definition here, its pods by Kubernetes's own, which refuses what it does not know."""
     made = manifest(chain(ClusterConfig.model_validate(CASES[name])))
     made["metadata"]["namespace"] = "research"
-    assert "created" in kubernetes.ctl("create", "--dry-run=server", "--filename=-", given=as_yaml_text(made))
+    assert "created" in kubernetes.ctl("create", "--dry-run=server", "--filename=-", given=plain_yaml(made))
     for number, group in enumerate(groups(made)):
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"pod-{number}"}, **group["template"]}
         assert "created" in kubernetes.ctl(
-            "create", "--dry-run=server", "--validate=true", "--filename=-", given=as_yaml_text(pod)
+            "create", "--dry-run=server", "--validate=true", "--filename=-", given=plain_yaml(pod)
         )
         pod["spec"]["containers"][0]["envForm"] = []
         with pytest.raises(AssertionError, match="envForm"):
-            kubernetes.ctl("create", "--dry-run=server", "--validate=true", "--filename=-", given=as_yaml_text(pod))
+            kubernetes.ctl("create", "--dry-run=server", "--validate=true", "--filename=-", given=plain_yaml(pod))
 
 
 def test_a_run_is_launched_followed_and_cancelled(

@@ -14,9 +14,10 @@ from pydantic import ValidationError
 
 from data_tools.errors import UserError
 from launcher.backends.kubernetes import render
-from launcher.backends.kubernetes_manifest import as_yaml_text, manifest
+from launcher.backends.kubernetes_manifest import manifest
 from launcher.cluster import ClusterConfig
 from launcher.jobs import jobs_of
+from launcher.plain_yaml import plain_yaml
 from tests.launcher.chains import GOLDEN, HOSTILE, chain
 
 DEFINITION = Path(__file__).parent / "rayjob_crd.yaml"
@@ -124,7 +125,7 @@ def test_a_manifest_keeps_to_the_rules_of_the_controller(name: str) -> None:
 def test_what_is_secret_is_in_it_by_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "HF_TOKEN"):
         monkeypatch.setenv(name, "planted")
-    text = as_yaml_text(manifest(made(CASES["gpus"])))
+    text = plain_yaml(manifest(made(CASES["gpus"])))
     assert "planted" not in text
     pods = [group["template"]["spec"] for group in groups(yaml.safe_load(text))]
     assert [pod["containers"][0]["envFrom"] for pod in pods] == [[{"secretRef": {"name": "keys"}}]] * 2
@@ -218,7 +219,7 @@ def test_variables_arrive_as_they_are(values: list[str]) -> None:
         cluster = ClusterConfig.model_validate({**CASES["cpus"], "variables": {"ONE": values[0], "TWO": values[1]}})
     except ValidationError:
         return
-    resource = yaml.safe_load(as_yaml_text(manifest(chain(cluster))))
+    resource = yaml.safe_load(plain_yaml(manifest(chain(cluster))))
     for group in groups(resource):
         found = {each["name"]: each["value"] for each in group["template"]["spec"]["containers"][0]["env"]}
         assert [expanded(found["ONE"]), expanded(found["TWO"])] == values
@@ -233,7 +234,7 @@ def expanded(value: str) -> str:
 @given(st.text(min_size=1, max_size=6))
 def test_texts_are_texts_to_every_reader_of_yaml(text: str) -> None:
     """Go's readers take `y` for true and 1e3 for a number, which Python's do not."""
-    written = as_yaml_text({"key": text}).removeprefix("key: ").removesuffix("\n")
+    written = plain_yaml({"key": text}).removeprefix("key: ").removesuffix("\n")
     assert yaml.safe_load(f"key: {written}") == {"key": text}
     assert written.startswith('"') or re.fullmatch(r"[A-Za-z/][\w/.-]+", written, re.ASCII)
 
