@@ -37,7 +37,7 @@ def add_job_commands(commands: Any, epilog: str) -> None:
         what = "CONFIG|RUN" if name == "launch" else "RUN"
         command.add_argument("config", metavar=what, help="a YAML file, or the folder or name of a run")
     launch = commands.choices["launch"]
-    launch.add_argument("--on", required=True, choices=("slurm", "ray", "kubernetes", "local"), help="where")
+    launch.add_argument("--on", required=True, choices=("slurm", "ray", "kubernetes", "hf-jobs", "local"), help="where")
     launch.add_argument("--profile", metavar="NAME", help="the cluster profile; the same as cluster.profile=NAME")
     launch.add_argument("--stages", metavar="LIST", help=f"of {','.join(STAGES)}; by default all")
     launch.add_argument(

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from data_tools.config import Location, Section
-from launcher.cluster_cloud import CloudConfig, KubernetesConfig
+from launcher.cluster_cloud import CloudConfig, HfJobsConfig, KubernetesConfig
 from launcher.words import OneLine, Variable, Word
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):([0-5]\d):([0-5]\d)")
@@ -149,6 +149,7 @@ class ClusterConfig(Section):
     ray: RayConfig = RayConfig()
     kubernetes: KubernetesConfig = KubernetesConfig()
     cloud: CloudConfig = CloudConfig()
+    hf_jobs: HfJobsConfig = HfJobsConfig()
     requeue: RequeueConfig = RequeueConfig()
     lead: int | None = Field(None, ge=1)
     """Seconds before the limit at which a run is asked to save; by default from measured steps and checkpoints."""

@@ -1,4 +1,4 @@
-"""Settings of clusters that have no login node: Kubernetes, machines of a cloud."""
+"""Settings of clusters that have no login node: Kubernetes, machines of a cloud, jobs of Hugging Face."""
 
 import re
 
@@ -7,6 +7,8 @@ from pydantic import Field, field_validator, model_validator
 from data_tools.config import Location, Section
 from launcher.words import (
     Gibibytes,
+    HubId,
+    HubName,
     Image,
     KubernetesLabel,
     KubernetesName,
@@ -14,6 +16,7 @@ from launcher.words import (
     LabelValue,
     OneLine,
     PathInside,
+    Variable,
     bytes_of,
 )
 
@@ -107,3 +110,22 @@ class CloudConfig(Section):
     ssh_user: LabelValue = "ubuntu"
     token: Location = Field("~/.ray/auth_token", validate_default=True)
     """The file of Ray's token, readable by you alone; it is copied to the machines by ssh."""
+
+
+class HfJobsConfig(Section):
+    """Machines of Hugging Face, for `--on hf-jobs`; one for each run."""
+
+    image: Image | None = Field(None, examples=["registry.example/shardtune-gpu:0.1"])
+    """Has shardtune in it; see docker/. Needed."""
+    flavor: LabelValue | None = Field(None, examples=["a100x8"])
+    """The kind of machine, with as many GPUs as `cluster.gpus_per_node`: `hf jobs hardware` lists them. Needed."""
+    bucket: HubId | None = Field(None, examples=["me/runs"])
+    """A bucket on the hub, for the folder of runs: machines have nothing that lasts. Needed."""
+    runs: PathInside = "/runs"
+    """Where the job sees it."""
+    namespace: HubName | None = None
+    """Whose jobs they are: yours, or an organization's; by default yours."""
+    secrets: tuple[Variable, ...] = Field((), examples=[["HF_TOKEN", "WANDB_API_KEY"]])
+    """Variables that are sent encrypted; their values are those of `cluster.secrets`, or of your environment."""
+    attempts: int = Field(1, ge=1, le=100)
+    """Starts in all, after a failure or a time limit; each goes on from the newest checkpoint."""

@@ -22,7 +22,7 @@ from rich.console import Console
 from data_tools.errors import UserError
 from data_tools.store import write_json, write_text
 from launcher.attempts import Budget, lead_seconds, write_budget
-from launcher.backends import kubernetes, local_jobs, ray_jobs, slurm
+from launcher.backends import hf_jobs, kubernetes, local_jobs, ray_jobs, slurm
 from launcher.cluster import seconds_of
 from launcher.config import RunConfig, save_run
 from launcher.environment import variables_passed_on
@@ -33,8 +33,14 @@ from launcher.stages import fetch_stage
 from launcher.versions import versions
 
 JOBS = Path("jobs") / "jobs.json"
-BACKENDS = {"slurm": slurm, "ray": ray_jobs, "kubernetes": kubernetes, "local": local_jobs}
-_ELSEWHERE = ("kubernetes",)
+BACKENDS = {
+    "slurm": slurm,
+    "ray": ray_jobs,
+    "kubernetes": kubernetes,
+    "hf-jobs": hf_jobs,
+    "local": local_jobs,
+}
+_ELSEWHERE = ("kubernetes", "hf-jobs")
 """There no folder of this machine is seen: what is fetched here is of no use."""
 
 

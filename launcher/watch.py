@@ -20,9 +20,9 @@ from launcher.run_folder import read_status
 from sft.exits import STOPPED
 from sft.record import read_metrics
 
-_ONE_JOB = ("local", "ray", "kubernetes")
+_ONE_JOB = ("local", "ray", "kubernetes", "hf-jobs")
 """There one job does all stages, and says of each how it ended."""
-_ONE_OUTPUT = ("ray", "kubernetes")
+_ONE_OUTPUT = ("ray", "kubernetes", "hf-jobs")
 """There it is not in files here, and one for all stages."""
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _WORD = re.compile(r"[A-Za-z0-9_.,@+:/=&|()*%\[\]-]+")
 
 
@@ -70,6 +71,21 @@ def _image(text: str) -> str:
     return text
 
 
+def _hub_id(text: str) -> str:
+    owner, slash, name = text.partition("/")
+    if not slash or not _HUB_NAME.fullmatch(owner) or not _HUB_NAME.fullmatch(name):
+        raise ValueError("it is written as owner/name")
+    return text
+
+
+def _hub_name(text: str) -> str:
+    if not _HUB_NAME.fullmatch(text):
+        raise ValueError("it is the name of a user or an organization")
+    return text
+
+
+HubId = Annotated[str, AfterValidator(_hub_id)]
+HubName = Annotated[str, AfterValidator(_hub_name)]
 KubernetesLabel = Annotated[str, AfterValidator(_label)]
 """Names of namespaces."""
 KubernetesName = Annotated[str, AfterValidator(_dotted)]

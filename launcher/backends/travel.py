@@ -29,9 +29,18 @@ def driver(chain: Chain, python: str, config: str, runs: str) -> str:
         runs: the folder of runs there.
 
     Raises:
-        UserError: a sweep is asked for, which is one run at a time where one job does everything.
+        UserError: a sweep is asked for.
+    """
+    one_run(chain)
+    stages = ",".join(job.stage for job in chain.jobs)
+    return join([python, "-m", "launcher.ray_driver", config, "--runs", runs, "--stages", stages])
+
+
+def one_run(chain: Chain) -> None:
+    """Where one job does everything, it is for one run.
+
+    Raises:
+        UserError: a sweep is asked for.
     """
     if len(chain.runs) > 1:
         raise UserError("--sweep needs a scheduler with arrays (--on slurm); launch each run with name=NAME")
-    stages = ",".join(job.stage for job in chain.jobs)
-    return join([python, "-m", "launcher.ray_driver", config, "--runs", runs, "--stages", stages])
