@@ -216,9 +216,14 @@ def test_who_is_not_known_is_told_so(
     assert not jobs.containers
 
 
-def test_without_a_hub_a_dry_run_shows_all(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_hub_a_dry_run_shows_all(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "mine")  # of a file that is only here
+    monkeypatch.setenv("WANDB_PROJECT", "tuning")
     facts = run(capsys, "launch", config, "--on", "hf-jobs", "--dry-run")
     asked = json.loads(Path(facts["jobs"][0]["file"]).read_text("utf-8"))
+    assert asked["env"]["WANDB_PROJECT"] == "tuning" and "AWS_PROFILE" not in asked["env"]
     assert asked["secrets"] == ["WANDB_API_KEY"] and asked["command"][3:5] == ["--runs", f"{config.parent}/bucket"]
 
 
