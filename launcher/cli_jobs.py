@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from data_tools.errors import UserError
+from launcher.cluster import ClusterConfig
 from launcher.config import is_run, load_profile, load_run
 from launcher.jobs import STAGES
 
@@ -15,6 +16,7 @@ COMMANDS = {
     "status": "the jobs of a run: their states, how far they are, how long they will take",
     "logs": "the output of a run's jobs",
     "cancel": "end the jobs of a run",
+    "cluster": "write the YAML of Ray's cluster launcher for AWS or GCP",
     "doctor": "check this machine, and with a profile the cluster and its nodes",
 }
 
@@ -23,15 +25,19 @@ def add_job_commands(commands: Any, epilog: str) -> None:
     """Add the commands to the parser."""
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".", epilog=epilog)
-        if name == "doctor":
-            command.add_argument(
-                "config", metavar="PROFILE|CONFIG", nargs="?", help="a cluster profile, or a YAML file"
-            )
+        if name == "cluster":
+            command.add_argument("action", choices=("render",))
+            command.add_argument("provider", choices=("aws", "gcp"))
+            command.add_argument("--output", metavar="FILE", type=Path, help="by default ray-aws.yaml or ray-gcp.yaml")
+        if name in ("cluster", "doctor"):
+            what = "a cluster profile, or a YAML file"
+            many = "?" if name == "doctor" else None
+            command.add_argument("config", metavar="PROFILE|CONFIG", nargs=many, help=what)
             continue
         what = "CONFIG|RUN" if name == "launch" else "RUN"
         command.add_argument("config", metavar=what, help="a YAML file, or the folder or name of a run")
     launch = commands.choices["launch"]
-    launch.add_argument("--on", required=True, choices=("slurm", "ray", "local"), help="where")
+    launch.add_argument("--on", required=True, choices=("slurm", "ray", "kubernetes", "hf-jobs", "local"), help="where")
     launch.add_argument("--profile", metavar="NAME", help="the cluster profile; the same as cluster.profile=NAME")
     launch.add_argument("--stages", metavar="LIST", help=f"of {','.join(STAGES)}; by default all")
     launch.add_argument(
@@ -53,7 +59,7 @@ def run_job_command(options: argparse.Namespace, console: Console) -> dict[str, 
     """Do what is asked."""
     from launcher import watch
 
-    if options.command not in ("launch", "doctor") and options.overrides:
+    if options.command not in ("launch", "cluster", "doctor") and options.overrides:
         raise UserError(f"{options.overrides[0]}: {options.command} takes no settings")
     match options.command:
         case "status":
@@ -62,8 +68,16 @@ def run_job_command(options: argparse.Namespace, console: Console) -> dict[str, 
             return watch.logs_stage(options.config, options.stage, options.follow, console)
         case "cancel":
             return watch.cancel_stage(options.config, console)
+        case "cluster":
+            from launcher.ray_cluster import cluster_stage
+
+            cluster, _ = _cluster(options)
+            assert cluster is not None  # the parser asks for one
+            return cluster_stage(cluster, options.provider, options.output, console)
         case "doctor":
-            return _doctor(options, console)
+            from launcher.doctor import doctor
+
+            return doctor(*_cluster(options), console)
         case _:
             return _launch(options, console)
 
@@ -81,13 +95,12 @@ def _launch(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     return launch(config, points, options.on, stages, options.dry_run, console)
 
 
-def _doctor(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    from launcher.doctor import doctor
-
+def _cluster(options: argparse.Namespace) -> tuple[ClusterConfig | None, Path]:
+    """The cluster of a run or a profile, and the folder of runs."""
     name = options.config
     if name is None:
-        return doctor(None, Path("runs"), console)
+        return None, Path("runs")
     if is_run(name):
         config = load_run(name, options.overrides)
-        return doctor(config.cluster, Path(config.runs), console)
-    return doctor(load_profile(name, options.overrides), Path("runs"), console)
+        return config.cluster, Path(config.runs)
+    return load_profile(name, options.overrides), Path("runs")

@@ -1,31 +1,13 @@
 """Settings of where jobs run: the `cluster` section of a run, and the profile of a site, which has the same keys."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_tools.config import Location, Section
-
-_WORD = re.compile(r"[A-Za-z0-9_.,@+:/=&|()*%\[\]-]+")
-
-
-def _word(text: str) -> str:
-    """Values that become options of a scheduler: never a space, quote, newline or `$`."""
-    if not _WORD.fullmatch(text):
-        raise ValueError("only letters, digits and _.,@+:/=&|()*%[]- may be in it")
-    return text
-
-
-def _one_line(text: str) -> str:
-    if not text or not text.isprintable():
-        raise ValueError("it must be one line of printable characters")
-    return text
-
-
-Word = Annotated[str, AfterValidator(_word)]
-OneLine = Annotated[str, AfterValidator(_one_line)]
-Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+from launcher.cluster_cloud import CloudConfig, HfJobsConfig, KubernetesConfig
+from launcher.words import OneLine, Variable, Word
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):([0-5]\d):([0-5]\d)")
 
@@ -165,6 +147,9 @@ class ClusterConfig(Section):
     """Where `fetch` runs: nodes that compute seldom have a network."""
     prepare: PrepareConfig = PrepareConfig()
     ray: RayConfig = RayConfig()
+    kubernetes: KubernetesConfig = KubernetesConfig()
+    cloud: CloudConfig = CloudConfig()
+    hf_jobs: HfJobsConfig = HfJobsConfig()
     requeue: RequeueConfig = RequeueConfig()
     lead: int | None = Field(None, ge=1)
     """Seconds before the limit at which a run is asked to save; by default from measured steps and checkpoints."""

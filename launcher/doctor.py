@@ -129,7 +129,7 @@ def _nodes(cluster: ClusterConfig, folder: Path) -> list[Finding]:
         cluster=cluster,
         working_folder=Path.cwd(),
         python=sys.executable,
-        variables=variables_passed_on(),
+        variables=variables_passed_on(places=True),
         identity=folder.name,
     )
     script = folder / "doctor.sbatch"

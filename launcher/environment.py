@@ -1,7 +1,10 @@
 """The environment of jobs and libraries. The only file of the launcher that writes it."""
 
+import base64
+import json
 import os
 import re
+import zlib
 from pathlib import Path
 
 from data_tools.errors import UserError
@@ -22,27 +25,46 @@ def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     }
 
 
-_PASSED_ON = (
-    *("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ENDPOINT", "XDG_CACHE_HOME", "PYTHONPATH"),
-    *("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_CONFIG_FILE"),
+_PLACES = (
+    *("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "XDG_CACHE_HOME", "PYTHONPATH"),
+    *("AWS_PROFILE", "AWS_CONFIG_FILE"),
+)
+"""Variables of who launches that jobs on nodes with the same folders get as well."""
+_NAMES = (
+    *("HF_ENDPOINT", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"),
     *("WANDB_ENTITY", "WANDB_PROJECT", "WANDB_MODE", "WANDB_BASE_URL", "MLFLOW_TRACKING_URI", "TRACKIO_SPACE_ID"),
 )
-"""Variables of who launches that jobs elsewhere get as well: places and names, never a key or a token."""
+"""Those that jobs get anywhere. Neither has a key or a token."""
 
 
-def variables_passed_on() -> tuple[tuple[str, str], ...]:
-    """Those of `_PASSED_ON` that are set here."""
-    return tuple((name, value) for name in _PASSED_ON if (value := os.environ.get(name)))
+def variables_passed_on(places: bool) -> tuple[tuple[str, str], ...]:
+    """Those variables of who launches that are set, and of use to jobs.
+
+    Args:
+        places: the jobs see the folders of this machine.
+    """
+    wanted = (*_PLACES, *_NAMES) if places else _NAMES
+    return tuple((name, value) for name in wanted if (value := os.environ.get(name)))
 
 
 def read_secrets(path: Path) -> None:
-    """Take variables from a file of lines NAME=value, as `slurm/common.sh` does: values as they are, nothing evaluated.
+    """Take variables from a file of lines NAME=value, as `slurm/common.sh` does.
 
     Raises:
         UserError: others can read it, or a line is something else.
     """
+    os.environ.update(secrets_in(path))
+
+
+def secrets_in(path: Path) -> dict[str, str]:
+    """What is in a file of lines NAME=value: values as they are, nothing evaluated.
+
+    Raises:
+        UserError: others can read it, or a line is something else.
+    """
+    found: dict[str, str] = {}
     if not path.exists():
-        return
+        return found
     if path.stat().st_mode & 0o077:
         raise UserError(f"{path} can be read by others; run chmod 600 on it")
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
@@ -51,7 +73,43 @@ def read_secrets(path: Path) -> None:
         if not re.match(r"[A-Za-z_][A-Za-z0-9_]*=", line):
             raise UserError(f"{path}: line {number} is not NAME=value")
         name, _, value = line.partition("=")
-        os.environ[name] = value
+        found[name] = value
+    return found
+
+
+def secret_values(names: tuple[str, ...], path: Path) -> dict[str, str]:
+    """The values of secrets, from a file of lines NAME=value or, where it lacks them, from the environment.
+
+    Raises:
+        UserError: one is in neither, or others can read the file.
+    """
+    known = {**os.environ, **secrets_in(path)}
+    if missing := [name for name in names if not known.get(name)]:
+        raise UserError(f"there is no {missing[0]}, neither in {path} nor in the environment; set it")
+    return {name: known[name] for name in names}
+
+
+FILES_VARIABLE = "SHARDTUNE_FILES"
+"""In it the files of a run come to a machine that has nothing else of it."""
+
+
+def files_given() -> dict[str, str]:
+    """The files that came with this job: name → text."""
+    packed = os.environ.get(FILES_VARIABLE)
+    if packed is None:
+        raise UserError(f"{FILES_VARIABLE} is not set; this runs in a job of shardtune launch --on hf-jobs")
+    files: dict[str, str] = json.loads(zlib.decompress(base64.b64decode(packed)))
+    return files
+
+
+def packed_files(files: dict[str, str]) -> str:
+    """What `files_given` unpacks."""
+    return base64.b64encode(zlib.compress(json.dumps(files).encode(), 9)).decode("ascii")
+
+
+def set_deadline(seconds: float) -> None:
+    """When training has to stop, in seconds since the epoch."""
+    os.environ["SHARDTUNE_DEADLINE"] = str(seconds)
 
 
 def use_ray_token() -> None:

@@ -22,7 +22,7 @@ from rich.console import Console
 from data_tools.errors import UserError
 from data_tools.store import write_json, write_text
 from launcher.attempts import Budget, lead_seconds, write_budget
-from launcher.backends import local_jobs, ray_jobs, slurm
+from launcher.backends import hf_jobs, kubernetes, local_jobs, ray_jobs, slurm
 from launcher.cluster import seconds_of
 from launcher.config import RunConfig, save_run
 from launcher.environment import variables_passed_on
@@ -33,7 +33,15 @@ from launcher.stages import fetch_stage
 from launcher.versions import versions
 
 JOBS = Path("jobs") / "jobs.json"
-BACKENDS = {"slurm": slurm, "ray": ray_jobs, "local": local_jobs}
+BACKENDS = {
+    "slurm": slurm,
+    "ray": ray_jobs,
+    "kubernetes": kubernetes,
+    "hf-jobs": hf_jobs,
+    "local": local_jobs,
+}
+_ELSEWHERE = ("kubernetes", "hf-jobs")
+"""There no folder of this machine is seen: what is fetched here is of no use."""
 
 
 def launch(
@@ -52,7 +60,9 @@ def launch(
         UserError: something is wrong with the configuration, or the scheduler refuses it; nothing is submitted then.
     """
     folder = config.folder.absolute()
-    chain = _chain(config, points, stages)
+    if on in _ELSEWHERE:
+        config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"fetch": "job"})})
+    chain = _chain(config, points, stages, places=on not in _ELSEWHERE)
     backend = BACKENDS[on]
     rendered = backend.render(chain)
     with _locked(folder):
@@ -76,7 +86,7 @@ def launch(
         return _facts(folder, submitted)
 
 
-def _chain(config: RunConfig, points: list[RunConfig], stages: tuple[str, ...]) -> Chain:
+def _chain(config: RunConfig, points: list[RunConfig], stages: tuple[str, ...], places: bool) -> Chain:
     if unknown := [stage for stage in stages if stage not in STAGES]:
         raise UserError(f"--stages: {unknown[0]} is none of {', '.join(STAGES)}")
     for point in points:
@@ -93,7 +103,7 @@ def _chain(config: RunConfig, points: list[RunConfig], stages: tuple[str, ...]) 
         cluster=config.cluster,
         working_folder=Path.cwd(),
         python=sys.executable,
-        variables=variables_passed_on(),
+        variables=variables_passed_on(places),
         identity=_identity(config, points, stages),
     )
 

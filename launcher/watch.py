@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from data_tools.errors import UserError
-from launcher.backends import ray_jobs
 from launcher.jobs import JobState, Submitted
 from launcher.launch import BACKENDS, JOBS, read_jobs
 from launcher.progress import PREPARING
@@ -21,8 +20,10 @@ from launcher.run_folder import read_status
 from sft.exits import STOPPED
 from sft.record import read_metrics
 
-_ONE_JOB = ("local", "ray")
+_ONE_JOB = ("local", "ray", "kubernetes", "hf-jobs")
 """There one job does all stages, and says of each how it ended."""
+_ONE_OUTPUT = ("ray", "kubernetes", "hf-jobs")
+"""There it is not in files here, and one for all stages."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ def logs_stage(run: str, stage: str | None, follow: bool, console: Console) -> d
     """Print the output of a stage, by default of all; with `follow`, until the jobs are over."""
     folder = find_launched(run)
     jobs, states = _jobs(folder)
-    if stage is not None and jobs[0].backend == "ray":
-        raise UserError("--stage: on Ray all stages are one job, with one output; leave it out")
+    if stage is not None and jobs[0].backend in _ONE_OUTPUT:
+        raise UserError(f"--stage: on {jobs[0].backend} all stages are one job, with one output; leave it out")
     if stage is not None and stage not in {job.stage for job in jobs}:
         raise UserError(f"--stage {stage}: {folder} has {', '.join(job.stage for job in jobs)}")
     lines = 0
@@ -165,8 +166,8 @@ def _output(folder: Path, stage: str | None, follow: bool) -> Iterator[str]:
     while True:
         jobs, states = _jobs(folder)
         over = not any(state.active for state in states.values())
-        if jobs[0].backend == "ray":
-            text = ray_jobs.output(str(jobs[0].id))
+        if jobs[0].backend in _ONE_OUTPUT:
+            text = BACKENDS[jobs[0].backend].output(str(jobs[0].id))
             yield text[read.get(folder, 0) :]
             read[folder] = len(text)
             jobs = []

@@ -25,6 +25,7 @@ from launcher.cluster import (
     RayConfig,
     RequeueConfig,
 )
+from launcher.cluster_cloud import CloudConfig, HfJobsConfig, KubernetesConfig
 from launcher.config import RunConfig
 from sft.config import ScheduleConfig, TrainConfig, ZeroConfig
 from sft.config_model import LoraConfig, ModelConfig
@@ -147,6 +148,9 @@ SECTIONS: dict[type[Section], tuple[str, str]] = {
     PrepareConfig: ("launching_slurm.md", "prepare."),
     RayConfig: ("launching_slurm.md", "ray."),
     RequeueConfig: ("launching_slurm.md", "requeue."),
+    KubernetesConfig: ("launching_kubernetes.md", "kubernetes."),
+    HfJobsConfig: ("launching_hf_jobs.md", "hf_jobs."),
+    CloudConfig: ("launching_ray.md", "cloud."),
 }
 """Of every section its page, and what stands before the names of its settings there."""
 

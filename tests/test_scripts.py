@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted([*(ROOT / "slurm").rglob("*.sh"), *(ROOT / "docker").rglob("*.sh"), ROOT / ".ci" / "run"])
+SCRIPTS = sorted(
+    [
+        *(ROOT / "slurm").rglob("*.sh"),
+        *(ROOT / "docker").rglob("*.sh"),
+        *(ROOT / "tests").rglob("*.sh"),
+        ROOT / ".ci" / "run",
+    ]
+)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: str(script.relative_to(ROOT)))

@@ -9,13 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from shlex import join
 from typing import Any
 
-import yaml
-
 from data_tools.errors import UserError
-from data_tools.lock import LOCK_FILE
+from launcher.backends.travel import driver, files_of
 from launcher.config import RUN_FILE
 from launcher.environment import use_ray_token
 from launcher.jobs import Chain, JobState, Record, Submitted
@@ -36,15 +33,11 @@ def request(chain: Chain) -> dict[str, Any]:
     Raises:
         UserError: a sweep is asked for, which is one run at a time here.
     """
-    if len(chain.runs) > 1:
-        raise UserError("--sweep needs a scheduler with arrays (--on slurm); launch each run with name=NAME")
     cluster = chain.cluster
     runs = cluster.ray.runs or str(chain.folder.parent)
-    stages = ",".join(job.stage for job in chain.jobs)
-    command = [cluster.ray.python, "-m", "launcher.ray_driver", "run.yaml", "--runs", runs, "--stages", stages]
     variables = {**dict(chain.variables), **cluster.variables}
     return {
-        "entrypoint": join(command),
+        "entrypoint": driver(chain, cluster.ray.python, RUN_FILE, runs),
         "runtime_env": {"working_dir": str(chain.folder / "jobs" / "ray"), "env_vars": variables},
         "metadata": {"run": chain.name, "identity": chain.identity},
         "entrypoint_num_cpus": 0,
@@ -81,18 +74,12 @@ def submit(chain: Chain, planned: list[Submitted], record: Record) -> list[Submi
 
 
 def _pack(chain: Chain) -> None:
-    """The folder that goes with the job: the run's YAML and lock, and the modules of its functions."""
+    """The folder that goes with the job."""
     folder = chain.folder / "jobs" / "ray"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for name in (RUN_FILE, LOCK_FILE):
-        if (chain.folder / name).exists():
-            shutil.copy(chain.folder / name, folder / name)
-    sources = yaml.safe_load((chain.folder / RUN_FILE).read_text("utf-8"))["data"]["sources"]
-    for module in {source["function"].partition(":")[0] for source in sources if source["function"]}:
-        file = chain.working_folder / f"{module}.py"
-        if file.exists():  # else it is a package, which the nodes must have
-            shutil.copy(file, folder / file.name)
+    for name, path in files_of(chain).items():
+        shutil.copy(path, folder / name)
 
 
 def states(jobs: list[str]) -> dict[str, JobState]:

@@ -84,6 +84,25 @@ def test_a_dry_run_writes_and_starts_nothing(config: Path, capsys: pytest.Captur
     assert "no run that was launched" in capsys.readouterr().err
 
 
+PODS = ("--on", "kubernetes", "cluster.kubernetes={image: tune, claim: runs}")
+
+
+def test_without_kubectl_a_dry_run_shows_all_and_a_launch_submits_nothing(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(config.parent))
+    for name in ("WANDB_API_KEY", "HF_TOKEN"):
+        monkeypatch.setenv(name, "planted")
+    facts = run(capsys, "launch", config, *PODS, "--dry-run")
+    assert [job["stage"] for job in facts["jobs"]] == ["fetch", "prepare", "train", "export"]
+    assert yaml.safe_load(Path(facts["jobs"][0]["file"]).read_text("utf-8"))["kind"] == "RayJob"
+    assert not [path for path in config.parent.rglob("*") if path.is_file() and b"planted" in path.read_bytes()]
+    assert main(["launch", str(config), *PODS]) == 1
+    assert "error: there is no kubectl on PATH" in capsys.readouterr().err
+    assert main(["status", "here"]) == 1
+    assert "no run that was launched" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -12,9 +12,7 @@ from pydantic import ValidationError
 from data_tools.errors import UserError
 from launcher.backends import slurm_script
 from launcher.cluster import ClusterConfig
-from launcher.jobs import STAGES, Chain, jobs_of
-
-GOLDEN = Path(__file__).parent / "golden"
+from tests.launcher.chains import GOLDEN, HOSTILE, chain
 
 CASES: dict[str, dict[str, Any]] = {
     "gpus": {
@@ -54,22 +52,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def chain(cluster: ClusterConfig, runs: int = 1, folder: str = "/shared/runs/first", **changes: Any) -> Chain:
-    paths = (Path(folder),) if runs == 1 else tuple(Path(f"{folder}-{number}") for number in range(runs))
-    values: dict[str, Any] = {
-        "name": "first",
-        "folder": Path(folder),
-        "runs": paths,
-        "jobs": jobs_of(cluster, STAGES, runs, lead=300),
-        "cluster": cluster,
-        "working_folder": Path("/shared/work"),
-        "python": "/shared/venv/bin/python",
-        "variables": (("HF_HOME", "/shared/hf"),),
-        "identity": "0123456789abcdef",
-    }
-    return Chain(**{**values, **changes})
-
-
 def head(script: str) -> str:
     """Options and settings, without the body."""
     return script.partition("RENDERED=yes")[0]
@@ -103,9 +85,6 @@ def test_the_limit_and_the_signal_belong_to_training_alone() -> None:
     scripts = {stage: text for stage, (_, text) in slurm_script.render(made).items()}
     assert "--signal=B:USR1@300" in scripts["train"]
     assert not any("--signal" in scripts[stage] for stage in ("prepare", "export"))
-
-
-HOSTILE = st.text(st.sampled_from("a9'\"\\\n;$(){}|&<>`# \t*?~%!é\u2028\x00-=,:/"), min_size=1, max_size=20)
 
 
 @settings(max_examples=150, deadline=None)
