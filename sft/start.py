@@ -16,6 +16,7 @@ from sft.heartbeat import Heart
 from sft.layers import check_compiler, check_liger, compile_layers, forget_activations, use_liger
 from sft.lora import add_lora, check_packages, check_quantize
 from sft.model import PackedCausalLM, check_length, compute_dtype, load_config, load_model, model_hash
+from sft.optimizers import check_muon
 from sft.record import RunRecord
 from sft.run import TrainingRun
 from sft.self_test import check_documents_are_apart
@@ -66,6 +67,7 @@ def start_session(run: TrainingRun, world: World, signalled: Callable[[], bool])
     loaded = _load(run, tokenizer, dtype, world)
     attention = choose_attention(run.model.attention, loaded.config, world.device)
     check_heads(loaded.config, attention, run.train.sequence_parallel)
+    check_muon(loaded, run.train)
     use_liger(loaded, run.train)
     model = PackedCausalLM(loaded, attention, run.train.neftune_alpha)
     check_length(model.model.config, run.plan.settings.max_length)

@@ -9,12 +9,14 @@ import torch
 
 from data_tools.store import TokenStore
 from data_tools.tokenizer import load_tokenizer
+from sft.export import export_model
 from sft.model import load_model
 from sft.record import read_metrics
 from sft.run import TrainingRun
 from sft.trained import load_trained_model
 from sft.world import World
 from tests.ranks import run_ranks
+from tests.sft.models import tiny_llama
 from tests.sft.runs import MODEL, plan_run
 
 pytestmark = pytest.mark.slow
@@ -31,6 +33,7 @@ class Way(NamedTuple):
     bound: float = 0.0
     """Of the difference of losses, relative."""
     dtype: str = "float32"
+    lora: bool = False
 
 
 def zero(stage: int, **values: Any) -> dict[str, Any]:
@@ -38,6 +41,7 @@ def zero(stage: int, **values: Any) -> dict[str, Any]:
 
 
 MUON = {"optimizer": "muon", "max_grad_norm": None}
+SHARED_ROWS = {"sequence_parallel": 2}
 SUMS, ROUNDED = 1e-6, 2e-3
 """What sums in another order differ by, and what weights or gradients in bfloat16 do."""
 ON_CPU = {"offload_optimizer": "cpu"}
@@ -63,6 +67,13 @@ WAYS = {
     "bfloat16-1-all": Way({"pure_bfloat16": True, **zero(1)}, "bfloat16-2", ROUNDED, "bfloat16"),
     "bfloat16-2-all": Way({"pure_bfloat16": True, **zero(2)}, "bfloat16-2", ROUNDED, "bfloat16"),
     "bfloat16-3-all": Way({"pure_bfloat16": True, **zero(3)}, "bfloat16-2", ROUNDED, "bfloat16"),
+    "lora-2": Way(zero(2), lora=True),
+    "lora-2-shared-rows": Way({**SHARED_ROWS, **zero(2)}, "lora-2", SUMS, lora=True),
+    "lora-3-shared-rows": Way({**SHARED_ROWS, **zero(3)}, "lora-2", SUMS, lora=True),
+    "lora-muon-0": Way({**MUON, **zero(0)}, lora=True),
+    "lora-muon-2": Way({**MUON, **zero(2)}, "lora-muon-0", SUMS, lora=True),
+    "lora-muon-3": Way({**MUON, **zero(3)}, "lora-muon-0", SUMS, lora=True),
+    "lora-muon-2-shared-rows": Way({**MUON, **SHARED_ROWS, **zero(2)}, "lora-muon-0", SUMS, lora=True),
 }
 
 
@@ -91,12 +102,14 @@ def losses(run: Path) -> list[float]:
 
 def train_ways(ways: dict[str, Way], store: TokenStore, chat_file: Path, folder: Path) -> None:
     """A run of each, trained twice."""
+    tiny_llama(tied=True).save_pretrained(folder / "base")
     for name, way in ways.items():
+        model = {"path": str(folder / "base"), "lora": {"rank": 4}} if way.lora else {"config": MODEL}
         schedule = {"name": "constant_with_warmup", "warmup_steps": 0}
         train = {"packs_per_step": 6, "max_steps": STEPS, "learning_rate": RATE, "schedule": schedule, **way.train}
         answers = ["Hi"] if way.train["zero"]["stage"] == 3 else []
         sections: dict[str, Any] = {
-            "model": {"config": MODEL, "dtype": way.dtype},
+            "model": {**model, "dtype": way.dtype},
             "train": train,
             "evaluate": {"on_start": False, "samples": answers, "max_new_tokens": 2},
             "checkpoint": {"every": 2, "keep_last": 3},
@@ -148,6 +161,11 @@ def test_muon_turns_matrices_of_layers_and_adamw_moves_the_rest(trained: Path) -
         assert values[len(values) // 3] > 0.6 and values.max() < 1.3, name
     for name in moved.keys() - matrices:
         assert moved[name].abs().max() <= 1.001 and moved[name].abs().max() > 0.99, name
+
+
+@pytest.mark.parametrize("name", ["lora-3-shared-rows", "lora-muon-2", "lora-muon-3"])
+def test_adapters_are_exported(trained: Path, name: str) -> None:
+    export_model(TrainingRun.open(trained / name))  # compares logits with those of training
 
 
 def test_parameters_may_wait_on_a_disk(store: TokenStore, chat_file: Path, tmp_path: Path) -> None:
