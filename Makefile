@@ -1,10 +1,11 @@
 # make quickstart   environment, then the main job end to end
-# make test         environment, then all tests but those of minutes: make test-slow
+# make test         environment, then all tests but those of minutes, make test-slow, and those on a Slurm
+# make test-slurm   as root: a real Slurm of two nodes on this machine, installed by apt-get, and the tests on it
 # make check        environment, then format, lint, types
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart test test-slow check format
+.PHONY: setup quickstart test test-slow test-slurm check format
 
 setup: .venv/done
 
@@ -18,10 +19,14 @@ quickstart: setup
 	$(BIN)/shardtune quickstart
 
 test: setup
-	$(BIN)/python -m pytest tests -m 'not slow'
+	$(BIN)/python -m pytest tests -m 'not slow and not slurm'
 
 test-slow: setup
-	$(BIN)/python -m pytest tests -m slow
+	$(BIN)/python -m pytest tests -m 'slow and not slurm'
+
+test-slurm: setup
+	-slurm/devcluster/install.sh
+	$(BIN)/python -m pytest tests/slurm tests/test_scripts.py
 
 check: setup
 	$(BIN)/ruff format --check .

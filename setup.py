@@ -32,6 +32,7 @@ TRACK = ["mlflow-skinny>=3.17,<4", "tensorboard>=2.21,<3", "trackio>=0.43,<0.44"
 LM_EVAL = ["lm_eval>=0.4.13,<0.5"]
 SCORE = ["rouge-score>=0.1.2,<0.2", "sacrebleu>=2.6,<3"]
 LAUNCH = ["rich>=14,<16"]
+RAY = ["ray[default,train]>=2.60,<3"]
 DEV = [
     "hypothesis>=6.130,<7",
     "moto[server]>=5.2,<6",
@@ -51,21 +52,28 @@ setup(
     python_requires=">=3.11",
     packages=[
         *("data_tools", "sft", "sft.insight", "launcher", "launcher.backends"),
-        *("configs", "configs.recipes"),
+        *("configs", "configs.recipes", "configs.clusters", "slurm"),
     ],
-    package_data={"configs.recipes": ["*.yaml"], "data_tools": ["*.jinja"], "sft.insight": ["*.jinja"]},
+    package_data={
+        "configs.recipes": ["*.yaml"],
+        "configs.clusters": ["*.yaml"],
+        "slurm": ["*.sh"],
+        "data_tools": ["*.jinja"],
+        "sft.insight": ["*.jinja"],
+    },
     install_requires=["blake3>=1,<2", "numpy>=2.2,<3", "pyarrow>=26,<27", "pydantic>=2.12,<3", "PyYAML>=6,<7"],
     extras_require={
         "prepare": PREPARE,
         "train": TRAIN,
         "launch": LAUNCH,
+        "ray": [*LAUNCH, *RAY],
         "s3": S3,
         "gcs": GCS,
         "lora": LORA,
         "track": TRACK,
         "score": SCORE,
         "lm-eval": LM_EVAL,
-        "dev": [*PREPARE, *TRAIN, *LORA, *TRACK, *SCORE, *LM_EVAL, *LAUNCH, *S3, *DEV],
+        "dev": [*PREPARE, *TRAIN, *LORA, *TRACK, *SCORE, *LM_EVAL, *LAUNCH, *RAY, *S3, *DEV],
     },
     entry_points={"console_scripts": ["shardtune = launcher.__main__:main"]},
 )

@@ -1,4 +1,8 @@
-"""The folder of a store is its own, and one preparation is at it at a time."""
+"""The folder of a store is its own: one preparation is at it at a time, or several shares of one.
+
+The locks are of the file system (`flock`), which all nodes that share the folder have to see. An object store has none:
+there they only hold back who shares the copy of this machine.
+"""
 
 import fcntl
 from collections.abc import Iterator
@@ -10,6 +14,8 @@ from data_tools.mirror import REMOTE
 from data_tools.store import MANIFEST
 
 LOCK = ".lock"
+_STARTING = "units/.starting"
+"""Held by the one share that looks whether it agrees with the others."""
 
 
 def claim(store: Path) -> None:
@@ -25,11 +31,37 @@ def claim(store: Path) -> None:
 @contextmanager
 def locked(store: Path) -> Iterator[None]:
     """One preparation of a store at a time."""
-    with open(store / LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{store} is being prepared by another process; wait for it, or choose another store"
-            ) from None
+    busy = f"{store} is being prepared by another process; wait for it, or choose another store"
+    with _holding(store / LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB, busy):
+        yield
+
+
+@contextmanager
+def shared(store: Path) -> Iterator[None]:
+    """Any number of shares of a preparation at a time, and nobody who prepares all of it."""
+    busy = f"{store} is being prepared or finished by a process without --share; wait for it"
+    with _holding(store / LOCK, fcntl.LOCK_SH | fcntl.LOCK_NB, busy):
+        yield
+
+
+@contextmanager
+def starting(store: Path) -> Iterator[None]:
+    """Of the shares that begin at the same moment, one after the other."""
+    (store / _STARTING).parent.mkdir(exist_ok=True)
+    with _holding(store / _STARTING, fcntl.LOCK_EX, ""):
+        yield
+
+
+@contextmanager
+def _holding(path: Path, operation: int, busy: str) -> Iterator[None]:
+    try:
+        lock = open(path, "a+")  # noqa: SIM115 -- what happens inside says itself what went wrong; NFS: both ways
+        fcntl.flock(lock, operation)
+    except BlockingIOError:
+        raise UserError(busy) from None
+    except OSError as error:
+        raise UserError(
+            f"data.store: cannot lock {path}: {error.strerror}; choose a folder on a file system with flock"
+        ) from None
+    with lock:
         yield

@@ -82,10 +82,10 @@ def write_store(
         **facts,
         "vocab_size": vocabulary_size(tokenizer),
         "sources": [
-            {"name": source.name, "configured": source.configured, "format": config.format, **_totals(own)}
+            {"name": source.name, "configured": source.configured, "format": config.format, **totals_of(own)}
             for source, config, own in zip(sources, configs, of_source, strict=True)
         ],
-        "totals": _totals(records),
+        "totals": totals_of(records),
         "index": file_digest(folder / "index.arrow"),
         "tokenizer": folder_digests(folder / "tokenizer"),
         "proofs": proof_report([record.proved for record in records], sum(record.documents for record in records)),
@@ -97,9 +97,14 @@ def write_store(
     _keep_only(store, [shard["file"] for shard in manifest["shards"]])
     write_manifest(folder, manifest)
     store.push("index.arrow", MANIFEST)
+    remove_units(store)
+
+
+def remove_units(store: Mirror) -> None:
+    """Delete what only an unfinished store needs; who was killed after the manifest has left it."""
     store.remove("units")
-    shutil.rmtree(folder / "units")
-    shutil.rmtree(folder / "workers", ignore_errors=True)
+    for name in ("units", "workers"):
+        shutil.rmtree(store.folder / name, ignore_errors=True)
 
 
 def _keep_only(store: Mirror, shards: list[str]) -> None:
@@ -110,7 +115,8 @@ def _keep_only(store: Mirror, shards: list[str]) -> None:
     store.remove("shards", keep=shards)
 
 
-def _totals(records: list[UnitRecord]) -> dict[str, Any]:
+def totals_of(records: list[UnitRecord]) -> dict[str, int]:
+    """What became of all rows of some units."""
     totals = {
         "rows_in": sum(record.rows for record in records),
         "rows_out": sum(record.rows_out for record in records),

@@ -9,10 +9,11 @@ no `.remote`, and then nothing here does anything.
 import fcntl
 import hashlib
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,27 @@ class Mirror:
             with writing(f"{self.uri}/{name}"):
                 self._system.put_file(str(self.folder / name), f"{self._root}/{name}")
 
+    def create(self, name: str, text: str) -> None:
+        """Write a file of the store unless one is there already, whoever else tries at the same moment.
+
+        Raises:
+            UserError: the object store refuses.
+        """
+        path = self.folder / name
+        if not self.uri:
+            with suppress(FileExistsError), open(path, "x", encoding="utf-8") as file:  # asks the server, also on NFS
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            return
+        write_text(path, text)
+        with writing(f"{self.uri}/{name}"):
+            try:
+                self._system.put_file(str(path), f"{self._root}/{name}", mode="create")
+            except OSError:  # which clients raise for one that is there differs
+                if not self.has(name):
+                    raise
+
     def pull(self, name: str, again: bool = False) -> bool:
         """Copy a file down where it is not here yet, or `again`; whether it is here now."""
         path = self.folder / name
@@ -164,16 +186,35 @@ class Mirror:
             found: bytes = self._system.cat_file(f"{self._root}/{name}")
             return found
 
-    def push_folder(self, name: str) -> None:
-        """Copy all files of a folder up."""
+    def put_folder(self, name: str, made: Path) -> None:
+        """Make a folder of the store one that was made beside it; files that are the same already are not touched.
+
+        Args:
+            name: the folder, which is replaced as a whole where anything differs.
+            made: has files only, and may be moved.
+        """
+        folder = self.folder / name
+        files = {path.name: path.read_bytes() for path in made.iterdir()}
+        if not folder.is_dir() or files != {path.name: path.read_bytes() for path in folder.iterdir()}:
+            shutil.rmtree(folder, ignore_errors=True)
+            made.rename(folder)
+        self.remove(name, keep=[f"{name}/{file}" for file in files])
         if self.uri:
-            self.push(*(f"{name}/{path.name}" for path in sorted((self.folder / name).iterdir())))
+            self.push(*(f"{name}/{file}" for file in sorted(files) if self._read(f"{name}/{file}") != files[file]))
 
     def pull_folder(self, name: str) -> None:
         """Copy all files of a folder down."""
         if self.uri:
             for path in self._list(name):
                 self.pull(f"{name}/{path.rpartition('/')[2]}")
+
+    def has(self, name: str) -> bool:
+        """Whether a file is in the store, wherever that is."""
+        if not self.uri:
+            return (self.folder / name).exists()
+        with writing(f"{self.uri}/{name}"):
+            self._system.invalidate_cache()
+            return bool(self._system.exists(f"{self._root}/{name}"))
 
     def names(self, folder: str) -> set[str]:
         """The files of a folder of the store, wherever that is."""

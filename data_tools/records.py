@@ -83,7 +83,8 @@ def read_record(store: Mirror, unit: WorkUnit, fingerprint: str) -> UnitRecord |
 def is_whole(store: Mirror, record: UnitRecord) -> bool:
     """Whether a unit's files are what its record says; a shard in an object store is compared when it comes down."""
     return all(
-        _is_there(store, record, name) for name in record.blake3 if not (store.uri and name.startswith("shards/"))
+        store.has(name) if store.uri and name.startswith("shards/") else _is_there(store, record, name)
+        for name in record.blake3
     )
 
 

@@ -100,9 +100,13 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically, keys sorted: the same value always gives the same bytes."""
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    write_text(path, text)
+    """Write a JSON file atomically."""
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """What a JSON file says, keys sorted: the same value always gives the same bytes."""
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:

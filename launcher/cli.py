@@ -14,6 +14,8 @@ from data_tools.errors import UserError
 from data_tools.files import short_paths
 from launcher import stages, train_stages
 from launcher.backends.local import check_ranks, default_ranks
+from launcher.cli_jobs import COMMANDS as JOB_COMMANDS
+from launcher.cli_jobs import add_job_commands, run_job_command
 from launcher.config import find_store, load_run
 from launcher.environment import quiet_libraries
 from launcher.pins import use_lock
@@ -95,6 +97,8 @@ def _leave(signal_number: int, _: Any) -> None:
 
 
 def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    if options.command in JOB_COMMANDS:
+        return run_job_command(options, console)
     if options.command == "inspect":
         store = find_store(options.config, options.overrides)
         return stages.inspect_stage(store, console, options.source, options.n, options.html)
@@ -105,6 +109,8 @@ def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         case "fetch":
             return stages.fetch_stage(config, console)
         case "prepare":
+            if options.share is not None:
+                return stages.prepare_share_stage(config, console, options.share)
             return stages.prepare_stage(config, console)
         case "plan":
             return stages.plan_stage(config, console, _ranks(options), gpu_memory=options.gpu_memory)
@@ -147,6 +153,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         stage = commands.add_parser(name, help=text, description=text.capitalize() + ".", epilog=_OVERRIDES)
         stage.add_argument("config", metavar="CONFIG|RUN", help="a YAML file, or the folder of a run")
     _add_inspect(commands)
+    add_job_commands(commands, _OVERRIDES)
     for name, command in commands.choices.items():
         command.add_argument(
             "--json",
@@ -156,6 +163,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if name in ("quickstart", "plan", "train"):
             command.add_argument("--ranks", type=int, help="processes; by default one per GPU, without GPUs two")
+    commands.choices["prepare"].add_argument(
+        "--share",
+        type=_share,
+        metavar="I/N",
+        help="every N-th unit of work only, from the I-th on (0/4 to 3/4), without Ray, while other nodes make the "
+        "others; then the same command without --share finishes the store",
+    )
     commands.choices["plan"].add_argument(
         "--gpu-memory",
         type=_above_zero,
@@ -199,6 +213,13 @@ def _whole(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal() and int(number) < int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share I/N with I from 0 to N - 1, for example 0/4")
+    return int(number), int(of)
 
 
 def _above_zero(text: str) -> float:

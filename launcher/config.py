@@ -12,7 +12,9 @@ from data_tools.errors import UserError
 from data_tools.files import is_data_file, is_hub_id, is_remote
 from data_tools.mirror import local_folder
 from data_tools.store import MANIFEST, write_text
+from launcher.cluster import ClusterConfig
 from launcher.mistakes import explain
+from launcher.profiles import find_profile, with_profile
 from sft.config import TrainConfig
 from sft.config_model import ModelConfig
 from sft.config_watch import CheckpointConfig, EvaluateConfig, TrackConfig
@@ -35,6 +37,8 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     track: TrackConfig = ()
     """Where metrics go besides metrics.jsonl: wandb, trackio, tensorboard, mlflow."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Where `launch` runs it."""
 
     @property
     def folder(self) -> Path:
@@ -61,10 +65,35 @@ def load_run(name: str, overrides: list[str]) -> RunConfig:
         values["data"]["store"] = values["data"]["store"] or str(path.parent / "tokens")
     for override in overrides:
         _apply(values, override)
+    if "cluster" in values:
+        values["cluster"] = with_profile(values["cluster"], f"{path}: cluster.profile")
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{path}: {explain(error, values, RunConfig)}") from None
+
+
+def is_run(name: str) -> bool:
+    """Whether a name is that of a run, or of its YAML file, and not that of a cluster profile."""
+    return any((Path(folder) / name / RUN_FILE).is_file() for folder in ("", "runs")) or (
+        Path(name).is_file() and "data" in _read_yaml(Path(name))
+    )
+
+
+def load_profile(name: str, overrides: list[str]) -> ClusterConfig:
+    """The cluster that a profile describes; overrides are written as for a run, `cluster.nodes=4`.
+
+    Raises:
+        UserError: a line that names the file, the key, and the nearest valid one.
+    """
+    values: dict[str, Any] = {"cluster": {"profile": name}}
+    for override in overrides:
+        _apply(values, override)
+    cluster = with_profile(values["cluster"], "PROFILE")
+    try:
+        return ClusterConfig.model_validate(cluster)
+    except ValidationError as error:
+        raise UserError(f"{find_profile(name)}: {explain(error, cluster, ClusterConfig)}") from None
 
 
 def find_store(name: str, overrides: list[str]) -> Path:

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from data_tools.prepare import OnStart, OnUnit
 from data_tools.records import UnitRecord
+from data_tools.store import write_json
 from data_tools.unfinished import Leftovers
 
 _SECONDS_BETWEEN_LINES = 30
@@ -64,12 +66,18 @@ class Tokenized:
         seconds = max(now - before, 1e-3)
         return (self.rows - rows) / seconds, (self.tokens - tokens) / seconds
 
+    @property
+    def seconds_left(self) -> float | None:
+        """Until all is done; None: nobody knows."""
+        rows, _ = self.rates
+        left = self.total - self.done
+        return left / rows if rows else None if left else 0.0
+
 
 def _speed(done: Tokenized) -> str:
     """`3,210 rows/s  2.8 M tokens/s  ETA 0:12`."""
     rows, tokens = done.rates
-    left = done.total - done.done
-    eta = str(timedelta(seconds=round(left / rows if rows else 0))) if rows or not left else "unknown"
+    eta = "unknown" if done.seconds_left is None else str(timedelta(seconds=round(done.seconds_left)))
     return f"{rows:,.0f} rows/s  {_short(tokens)} tokens/s  ETA {eta.removeprefix('0:').removeprefix('0')}"
 
 
@@ -85,9 +93,20 @@ def _short(number: float) -> str:
     return f"{number:.0f}"
 
 
+PREPARING = "prepare.json"
+"""In the run's folder, for those who look from elsewhere (`shardtune status`)."""
+_SECONDS_BETWEEN_NOTES = 5
+
+
 @contextmanager
-def tokenizing(console: Console) -> Iterator[tuple[OnStart, OnUnit]]:
-    """Yield what `prepare` calls when it starts, and with each finished unit."""
+def tokenizing(console: Console, folder: Path, share: int | None = None) -> Iterator[tuple[OnStart, OnUnit]]:
+    """Yield what `prepare` calls when it starts, and with each finished unit.
+
+    Args:
+        folder: the run's, in which it is noted how far it is.
+        share: the number of the share that is made; None: all is.
+    """
+    noted = 0.0
     done, finished_before = Tokenized(time.monotonic()), set[int]()
     show = _bar if console.is_terminal else _lines
     with show(console) as update:
@@ -99,13 +118,24 @@ def tokenizing(console: Console) -> Iterator[tuple[OnStart, OnUnit]]:
             done, finished_before = Tokenized(time.monotonic()), left.kept
 
         def on_unit(record: UnitRecord, total: int) -> None:
+            nonlocal noted
             if record.unit in finished_before:
                 done.keep(record.rows, total)
             else:
                 done.add(time.monotonic(), record.rows, record.tokens, total)
             update(done)
+            if time.monotonic() - noted >= _SECONDS_BETWEEN_NOTES or done.done == total:
+                noted = time.monotonic()
+                _note(done, folder / (PREPARING if share is None else f"prepare-{share}.json"))
 
         yield on_start, on_unit
+
+
+def _note(done: Tokenized, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows, tokens = done.rates
+    speed = {"rows_per_second": round(rows), "tokens_per_second": round(tokens), "seconds_left": done.seconds_left}
+    write_json(file, {"rows": done.done, "total": done.total, **speed})
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
 
     started = time.perf_counter()
     was_finished = (config.store / MANIFEST).exists()
-    with tokenizing(console) as (on_start, on_unit):
+    with tokenizing(console, config.folder) as (on_start, on_unit):
         store = prepare(config.data, config.store, on_unit, config.folder / LOCK_FILE, on_start)
     done = "already prepared" if was_finished else "prepared"
     totals: dict[str, Any] = store.manifest["totals"]
@@ -85,6 +85,40 @@ def prepare_stage(config: RunConfig, console: Console) -> dict[str, Any]:
         "store": str(store.folder),
         **totals,
         "reasons": [asdict(reason) for reason in reasons],
+        "seconds": round(seconds, 2),
+    }
+
+
+def prepare_share_stage(config: RunConfig, console: Console, which: tuple[int, int]) -> dict[str, Any]:
+    """Conversations → one share of the shards of a token store, beside other processes.
+
+    Args:
+        which: the number of the share, from 0, and how many there are.
+    """
+    from data_tools.share import Share, prepare_share
+    from launcher.progress import tokenizing
+
+    started, share = time.perf_counter(), Share(*which)
+    with tokenizing(console, config.folder, which[0]) as (on_start, on_unit):
+        made = prepare_share(config.data, config.store, share, on_unit, config.folder / LOCK_FILE, on_start)
+    seconds = time.perf_counter() - started
+    if made.finished:
+        console.print(f"[green]already prepared[/]: nothing is left for share {share} → {config.store}")
+    else:
+        console.print(
+            f"[green]share {share}[/]: {made.made:,} of its {made.units:,} units made now ({made.of_units:,} in all), "
+            f"{made.totals['rows_out']:,} of {made.totals['rows_in']:,} rows, {made.totals['tokens']:,} tokens in "
+            f"{seconds:.0f} s → {config.store}"
+        )
+        console.print("when all shares are done, `shardtune prepare` without --share finishes the store")
+        if refused := made.totals["rejected"] + made.totals["dropped"]:
+            console.print(f"[yellow]{refused:,} rows became no document[/]; the reasons come with the finished store")
+    facts = {"share": str(share), "units": made.units, "units_made": made.made, "units_of_store": made.of_units}
+    return {
+        "store": str(config.store),
+        "finished": made.finished,
+        **facts,
+        **made.totals,
         "seconds": round(seconds, 2),
     }
 

@@ -18,7 +18,7 @@ from sft.exits import FAILED, FINISHED, STOPPED
 from sft.metrics import Interval
 from sft.run import TrainingRun
 from sft.start import start_session
-from sft.stop import listen
+from sft.stop import listen, stop_listening
 from sft.world import World, join_world
 
 
@@ -65,6 +65,7 @@ def main() -> int:
         world = join_world(run.train.hang_timeout + 60)  # the heartbeat knows more, and comes first
         code = train(run, arguments.resume, world, signalled)
         world.leave()
+        stop_listening()
         return code
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -68,7 +68,8 @@ def join_world(timeout: float = 600) -> World:
     else:
         device, backend = torch.device("cpu"), "gloo"
     longest = timedelta(seconds=timeout)
-    dist.init_process_group(backend, rank=rank, world_size=size, timeout=longest)
+    if not dist.is_initialized():  # Ray Train has done it
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=longest)
     hosts = dist.new_group(backend="gloo", timeout=longest) if backend == "nccl" else None
     return World(rank, size, device, hosts)
 

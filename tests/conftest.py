@@ -21,6 +21,11 @@ settings.register_profile("shared", deadline=None)  # other work on the machine 
 settings.load_profile("shared")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`pytest --update-golden` writes rendered text anew; what changed is then read in the diff."""
+    parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Real tokenizers and data sets; missing ones skip a test on a desk, and fail it in CI."""

@@ -43,7 +43,9 @@ def main() -> None:
     settings = ModelConfig(path=model_folder, dtype="float32")
     dtype = compute_dtype(settings, world.device)
     model = PackedCausalLM(load_model(settings, tokenizer, store.vocab_size, store.added_tokens, dtype, 0))
-    train = TrainConfig.model_validate({"learning_rate": 1e-4, "packs_per_step": 1, "betas": (0.9, 0.999)})
+    # One process has nobody to share with: ZeRO would only keep the weights twice.
+    settings_of_run = {"learning_rate": 1e-4, "packs_per_step": 1, "betas": (0.9, 0.999), "zero": {"stage": 0}}
+    train = TrainConfig.model_validate(settings_of_run)
     engine = start_engine(model, train, dtype, world)
     losses, seconds, tokens = [], [], []
     for step in range(int(steps)):

@@ -1,7 +1,6 @@
 """`kill -9` of actors, drivers and nodes at any moment: the finished store has the bytes of an undisturbed one."""
 
 import contextlib
-import multiprocessing
 import os
 import random
 import signal
@@ -18,6 +17,7 @@ from data_tools.prepare import prepare
 from data_tools.records import UnitRecord
 from data_tools.store import TokenStore
 from tests.conftest import chats, write_jsonl
+from tests.data_tools.processes import start
 from tests.data_tools.test_prepare import content
 
 UNITS = 40
@@ -36,24 +36,27 @@ def undisturbed(many_units: DataConfig, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_drivers_killed_at_random_moments(many_units: DataConfig, undisturbed: TokenStore, tmp_path: Path) -> None:
-    """Forked drivers, so that each is at work at once; the moments spread over a whole preparation."""
-    fork = multiprocessing.get_context("fork")
+    """The moments spread over a whole preparation."""
+    start(prepare, many_units, tmp_path / "warm").join()
     started = time.perf_counter()
-    prepare(many_units, tmp_path / "first")
+    start(prepare, many_units, tmp_path / "first").join()
     whole = time.perf_counter() - started
     moments = random.Random(0)
-    killed = 0
-    for attempt in range(14):
-        driver = fork.Process(target=prepare, args=(many_units, tmp_path / f"{attempt // 7}"))
-        driver.start()
-        driver.join(whole * (0.05 + 0.3 * moments.random()))
-        killed += driver.exitcode is None
+    killed = stores = 0
+    while killed < 10:
+        driver = start(prepare, many_units, tmp_path / f"{stores}")
+        driver.join(whole * moments.random())
+        if driver.exitcode is None:
+            killed += 1
+        else:
+            assert driver.exitcode == 0
+            stores += 1
         driver.kill()
         driver.join()
-    assert killed >= 10, "the others were finished before they could be killed"
-    for store in ("0", "1"):
-        prepare(many_units, tmp_path / store)
-        assert content(tmp_path / store) == content(undisturbed.folder)
+    assert list(tmp_path.glob("*/shards/[0-9]*")), "no driver came to its work"
+    for store in range(stores + 1):
+        prepare(many_units, tmp_path / f"{store}")
+        assert content(tmp_path / f"{store}") == content(undisturbed.folder)
 
 
 def workers() -> Iterator[int]:

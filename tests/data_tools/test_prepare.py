@@ -101,6 +101,16 @@ def test_a_finished_store_is_only_opened(store: TokenStore, data_config: DataCon
     assert content(store.folder) == before
 
 
+def test_who_was_killed_after_the_manifest_leaves_no_units(
+    store: TokenStore, data_config: DataConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(store.folder, tmp_path / "tokens")
+    (tmp_path / "tokens" / "units").mkdir()
+    (tmp_path / "tokens" / "units" / "00003.json").write_text("{}")
+    prepare(data_config, tmp_path / "tokens")
+    assert content(tmp_path / "tokens") == content(store.folder)
+
+
 def test_a_copy_without_hidden_files_is_a_store(store: TokenStore, data_config: DataConfig, tmp_path: Path) -> None:
     shutil.copytree(store.folder, tmp_path / "copy", ignore=shutil.ignore_patterns(".*"))
     assert prepare(data_config, tmp_path / "copy").fingerprint == store.fingerprint

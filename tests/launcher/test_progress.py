@@ -1,6 +1,7 @@
 """What a log says of a preparation, without a clock."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from data_tools.config import DataConfig
 from data_tools.prepare import prepare
 from data_tools.records import UnitRecord
 from launcher import progress
-from launcher.progress import Tokenized, line, tokenizing
+from launcher.progress import PREPARING, Tokenized, line, tokenizing
 
 
 def test_the_line_of_a_log() -> None:
@@ -72,8 +73,10 @@ def test_a_log_has_plain_lines_and_a_terminal_has_a_bar(
 ) -> None:
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0)
     console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
-    with tokenizing(console) as (on_start, on_unit):
+    with tokenizing(console, tmp_path) as (on_start, on_unit):
         prepare(data_config, tmp_path / "tokens", on_unit, on_start=on_start)
+    noted = json.loads((tmp_path / PREPARING).read_text())
+    assert (noted["rows"], noted["total"], noted["seconds_left"]) == (200, 200, 0)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     if terminal:
         assert "━" in shown
@@ -95,7 +98,7 @@ def test_units_of_an_interrupted_preparation_are_kept_and_not_timed(
         prepare(data_config, tmp_path, interrupt)
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0)
     console = Console(file=io.StringIO(), width=120)
-    with tokenizing(console) as (on_start, on_unit):
+    with tokenizing(console, tmp_path / "run") as (on_start, on_unit):
         prepare(data_config, tmp_path, on_unit, on_start=on_start)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert [text.partition("  ")[0] for text in lines] == [f"tokenizing {n} / 200 rows" for n in (64, 128, 192, 200)]

@@ -1,0 +1,200 @@
+"""`shardtune launch`: run's YAML → jobs → scheduler, once.
+
+    check everything ─► write run.yaml, scripts ─► ask the scheduler about each ─► submit all, held ─► release the first
+
+Nothing runs before all of it is submitted, and the record in `jobs/jobs.json` says what was submitted, so that the same
+command given twice is one chain of jobs.
+"""
+
+import fcntl
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from data_tools.errors import UserError
+from data_tools.store import write_json, write_text
+from launcher.attempts import Budget, lead_seconds, write_budget
+from launcher.backends import local_jobs, ray_jobs, slurm
+from launcher.cluster import seconds_of
+from launcher.config import RunConfig, save_run
+from launcher.environment import variables_passed_on
+from launcher.jobs import STAGES, Chain, Job, Submitted, jobs_of
+from launcher.pins import require_model
+from launcher.run_folder import check_same_run
+from launcher.stages import fetch_stage
+from launcher.versions import versions
+
+JOBS = Path("jobs") / "jobs.json"
+BACKENDS = {"slurm": slurm, "ray": ray_jobs, "local": local_jobs}
+
+
+def launch(
+    config: RunConfig, points: list[RunConfig], on: str, stages: tuple[str, ...], dry_run: bool, console: Console
+) -> dict[str, Any]:
+    """Render, check and submit the jobs of a run.
+
+    Args:
+        config: the run; of a sweep, what its runs have in common.
+        points: the runs that train: the run itself, or those of a sweep.
+        on: the back end.
+        stages: those of `STAGES` that are wanted.
+        dry_run: write and show everything, submit nothing.
+
+    Raises:
+        UserError: something is wrong with the configuration, or the scheduler refuses it; nothing is submitted then.
+    """
+    folder = config.folder.absolute()
+    chain = _chain(config, points, stages)
+    backend = BACKENDS[on]
+    rendered = backend.render(chain)
+    with _locked(folder):
+        if not dry_run and (going_on := _going_on(folder, chain.identity)):
+            console.print(f"[yellow]already launched[/]: {_listed(going_on)}; shardtune status {folder}")
+            return _facts(folder, going_on)
+        for run in {config.folder: config, **{point.folder: point for point in points}}.values():
+            _write_run(run)
+        planned = [_write(chain, job, on, *rendered[job.stage]) for job in chain.jobs]
+        if dry_run:
+            _show(planned, console)
+            return _facts(folder, planned)
+        if "fetch" in stages and config.cluster.fetch == "here":
+            fetch_stage(config, console)
+        for line in backend.check(chain, planned):
+            console.print(f"  {line}", markup=False, highlight=False)
+        for end in (folder / "jobs" / "ends").glob("*.json"):
+            end.unlink()  # of an earlier launch
+        submitted = backend.submit(chain, planned, lambda jobs: _record(chain, jobs))
+        console.print(f"[green]launched[/] {_listed(submitted)} → shardtune status {folder}")
+        return _facts(folder, submitted)
+
+
+def _chain(config: RunConfig, points: list[RunConfig], stages: tuple[str, ...]) -> Chain:
+    if unknown := [stage for stage in stages if stage not in STAGES]:
+        raise UserError(f"--stages: {unknown[0]} is none of {', '.join(STAGES)}")
+    for point in points:
+        if "train" in stages:
+            require_model(point)
+        check_same_run(point)
+    lead = config.cluster.lead or _measured_lead(config)
+    runs = tuple(point.folder.absolute() for point in points)
+    return Chain(
+        name=config.name,
+        folder=config.folder.absolute(),
+        runs=runs,
+        jobs=jobs_of(config.cluster, stages, len(runs), lead),
+        cluster=config.cluster,
+        working_folder=Path.cwd(),
+        python=sys.executable,
+        variables=variables_passed_on(),
+        identity=_identity(config, points, stages),
+    )
+
+
+def _measured_lead(config: RunConfig) -> int:
+    """What a run before took to save, but never most of a short limit."""
+    return max(1, min(round(lead_seconds(config.folder)), seconds_of(config.cluster.time) // 2))
+
+
+def _identity(config: RunConfig, points: list[RunConfig], stages: tuple[str, ...]) -> str:
+    """Of what is launched: launched twice, it is the same."""
+    values = [point.model_dump(mode="json") for point in (config, *points)]
+    what = [str(config.folder.absolute()), stages, values]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One launch of a run at a time."""
+    try:
+        for each in (folder, folder / "jobs", folder / "logs"):
+            each.mkdir(parents=True, exist_ok=True)
+        (folder / "logs").chmod(0o700)  # output may quote data
+    except OSError as error:
+        raise UserError(f"cannot make the folder {error.filename}: {error.strerror}; set runs=FOLDER") from None
+    with open(folder / "jobs" / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder} is being launched by another process; see shardtune status {folder}") from None
+        yield
+
+
+def _going_on(folder: Path, identity: str) -> list[Submitted] | None:
+    """The jobs of an earlier launch that are not over; None: there are none.
+
+    Raises:
+        UserError: they are of another configuration.
+    """
+    record = read_jobs(folder)
+    if record is None:
+        return None
+    jobs = [Submitted(**job) for job in record["jobs"]]
+    known = BACKENDS[record["on"]].states([job.id for job in jobs if job.id])
+    active = [job for job, state in known.items() if state.active]
+    if not active:
+        return None
+    if record["identity"] != identity:
+        raise UserError(
+            f"{folder} has jobs that are not over ({', '.join(active)}), of another configuration; "
+            f"shardtune cancel {folder} first, or launch another run with name=NAME"
+        )
+    return jobs
+
+
+def read_jobs(folder: Path) -> dict[str, Any] | None:
+    """What was launched last; None: nothing."""
+    path = folder / JOBS
+    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return found or None
+
+
+def _write_run(config: RunConfig) -> None:
+    save_run(config)
+    (config.folder / "jobs").mkdir(exist_ok=True)
+    requeue = config.cluster.requeue
+    write_budget(config.folder, Budget(requeue.max_failures, requeue.max_stops), config.cluster.lead)
+    write_json(config.folder / "jobs" / "versions.json", versions())
+
+
+def _write(chain: Chain, job: Job, on: str, name: str, text: str) -> Submitted:
+    path = chain.folder / "jobs" / name
+    write_text(path, text)
+    path.chmod(0o700)
+    return Submitted(job.stage, on, str(path), f"logs/{job.stage}-*.out", job.array)
+
+
+def _record(chain: Chain, jobs: list[Submitted]) -> None:
+    write_json(
+        chain.folder / JOBS,
+        {
+            "on": jobs[0].backend,
+            "identity": chain.identity,
+            "submitted": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "runs": [str(run) for run in chain.runs],
+            "jobs": [asdict(job) for job in jobs],
+        },
+    )
+
+
+def _show(jobs: list[Submitted], console: Console) -> None:
+    for file in dict.fromkeys(job.file for job in jobs):
+        console.print(f"── {file}", style="bold", markup=False, highlight=False)
+        console.print(Path(file).read_text("utf-8"), markup=False, highlight=False)
+    console.print(f"nothing was submitted: {_listed(jobs)}", markup=False, highlight=False)
+
+
+def _listed(jobs: list[Submitted]) -> str:
+    return ", ".join(f"{job.stage} ({job.id})" if job.id else job.stage for job in jobs)
+
+
+def _facts(folder: Path, jobs: list[Submitted]) -> dict[str, Any]:
+    keys = ("stage", "backend", "id", "file")
+    return {"run": str(folder), "jobs": [{key: getattr(job, key) for key in keys} for job in jobs]}

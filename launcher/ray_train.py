@@ -1,0 +1,95 @@
+"""Runs inside Ray: Ray Train places the ranks, all or none, and starts them again; each of them calls `sft.train`.
+
+driver ── TorchTrainer ─┬─ worker, rank 0 ── sft.train.train ── checkpoints in the run's folder
+                        └─ worker, rank 1 ── …                     a start goes on from the newest committed one
+"""
+
+from pathlib import Path
+from typing import Any
+
+from data_tools.errors import UserError
+from data_tools.store import write_text
+from launcher import attempts
+from launcher.cluster import ClusterConfig
+from launcher.environment import read_secrets
+from launcher.run_folder import read_status
+from sft.exits import FAILED, FINISHED, STOPPED
+
+_MISTAKE = Path("jobs") / "mistake.txt"
+_TIMEOUT = 60
+"""Seconds by which the process group waits longer than the heartbeat, which knows more."""
+
+
+def train_on_ray(folder: Path, cluster: ClusterConfig, ranks: int) -> int:
+    """Train a planned run on the Ray cluster that this process is a driver of; returns the exit code.
+
+    Args:
+        folder: the run's, on a file system that all nodes share.
+        ranks: workers, each with its share of a node.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from sft.run import TrainingRun
+
+    resources = {"CPU": float(cluster.cpus_per_rank or 1)}
+    if cluster.gpus_per_node:
+        resources["GPU"] = cluster.gpus_per_node / cluster.ranks
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"folder": str(folder), "secrets": cluster.secrets},
+        torch_config=TorchConfig(timeout_s=round(TrainingRun.open(folder).train.hang_timeout) + _TIMEOUT),
+        scaling_config=ScalingConfig(
+            num_workers=ranks,
+            use_gpu=bool(cluster.gpus_per_node),
+            resources_per_worker=resources,
+            placement_strategy="PACK" if cluster.nodes == 1 else "SPREAD",
+        ),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=str(folder / "jobs" / "ray-train"),
+            failure_config=FailureConfig(max_failures=cluster.requeue.max_failures),
+        ),
+    )
+    (folder / _MISTAKE).unlink(missing_ok=True)
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        said = (folder / _MISTAKE).read_text("utf-8") if (folder / _MISTAKE).exists() else str(error)
+        print(f"error: {' '.join(said.split())[:500]}", flush=True)
+        return FAILED
+    return STOPPED if read_status(folder)["phase"] == "stopped" else FINISHED
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """One rank. Ray has set RANK and its like, and started the process group."""
+    from ray.train import get_context
+
+    from sft.run import TrainingRun
+    from sft.train import train
+    from sft.world import join_world
+
+    folder = Path(settings["folder"])
+    read_secrets(Path(settings["secrets"]).expanduser())
+    is_main = get_context().get_world_rank() == 0
+    if is_main:
+        _begin(folder)
+    try:
+        run = TrainingRun.open(folder)
+        world = join_world(run.train.hang_timeout + _TIMEOUT)
+        code = train(run, resuming=True, world=world, signalled=lambda: False)
+    except UserError as error:  # the driver says it; Ray would give the traceback of each start
+        write_text(folder / _MISTAKE, str(error))
+        raise
+    if is_main:
+        attempts.end(folder, code, asked="no")
+
+
+def _begin(folder: Path) -> None:
+    """Note the start, unless the one before committed nothing: Ray starts workers again whatever they died of."""
+    history = attempts.read_attempts(folder)
+    if history and "begin" in history[-1] and history[-1]["step"] == attempts.committed_step(folder):
+        raise UserError(f"the start before committed nothing, at step {history[-1]['step']:,}: giving up")
+    (folder / "stop").unlink(missing_ok=True)
+    attempts.note_begin(folder, job=0)

@@ -1,0 +1,186 @@
+"""What became of the jobs of a run: their states, how far they are, their output; and their end, where it is wanted."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from data_tools.errors import UserError
+from launcher.backends import ray_jobs
+from launcher.jobs import JobState, Submitted
+from launcher.launch import BACKENDS, JOBS, read_jobs
+from launcher.progress import PREPARING
+from launcher.run_folder import read_status
+from sft.exits import STOPPED
+from sft.record import read_metrics
+
+_ONE_JOB = ("local", "ray")
+"""There one job does all stages, and says of each how it ended."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One line of `shardtune status`."""
+
+    stage: str
+    backend: str
+    id: str | None
+    state: str
+    progress: str
+    left: str
+    """Until it is done, at the speed of its last steps."""
+    note: str
+
+
+def status_stage(run: str, console: Console) -> dict[str, Any]:
+    """One table of all stages."""
+    folder = find_launched(run)
+    looks = _look(folder)
+    table = Table(title=str(folder), title_justify="left", title_style="bold")
+    for column in ("stage", "where", "job", "state", "progress", "left", ""):
+        table.add_column(column)
+    for look in looks:
+        table.add_row(look.stage, look.backend, look.id or "-", look.state, look.progress, look.left, look.note)
+    console.print(table)
+    return {"run": str(folder), "jobs": [vars(look) for look in looks]}
+
+
+def cancel_stage(run: str, console: Console) -> dict[str, Any]:
+    """End all jobs of a run that are not over, those that wait for others first."""
+    folder = find_launched(run)
+    jobs, states = _jobs(folder)
+    active = [job.id for job in reversed(jobs) if job.id and job.id in states and states[job.id].active]
+    ids = list(dict.fromkeys(active))
+    BACKENDS[jobs[0].backend].cancel(ids)
+    console.print(f"cancelled {', '.join(ids)}" if ids else f"{folder} has no jobs that are not over", highlight=False)
+    return {"run": str(folder), "cancelled": ids}
+
+
+def logs_stage(run: str, stage: str | None, follow: bool, console: Console) -> dict[str, Any]:
+    """Print the output of a stage, by default of all; with `follow`, until the jobs are over."""
+    folder = find_launched(run)
+    jobs, states = _jobs(folder)
+    if stage is not None and jobs[0].backend == "ray":
+        raise UserError("--stage: on Ray all stages are one job, with one output; leave it out")
+    if stage is not None and stage not in {job.stage for job in jobs}:
+        raise UserError(f"--stage {stage}: {folder} has {', '.join(job.stage for job in jobs)}")
+    lines = 0
+    for text in _output(folder, stage, follow):
+        lines += text.count("\n")
+        sys.stderr.write(text) if console.stderr else sys.stdout.write(text)
+        sys.stdout.flush()
+    if not lines and not follow:
+        waiting = ", ".join(f"{job.stage} is {_state(folder, job, states)[0]}" for job in jobs)
+        raise UserError(f"{folder / 'logs'} has no output yet: {waiting}")
+    return {"run": str(folder), "lines": lines}
+
+
+def find_launched(run: str) -> Path:
+    """The folder of a run that was launched, given by its path or by its name below `runs`.
+
+    Raises:
+        UserError: there is none.
+    """
+    for folder in (Path(run), Path("runs") / run):
+        if (folder / JOBS).exists():
+            return folder.absolute()
+    raise UserError(f"{run} is no run that was launched (it has no {JOBS}); see shardtune launch")
+
+
+def _jobs(folder: Path) -> tuple[list[Submitted], dict[str, JobState]]:
+    record = read_jobs(folder)
+    assert record is not None
+    jobs = [Submitted(**job) for job in record["jobs"]]
+    return jobs, BACKENDS[record["on"]].states([job.id for job in jobs if job.id])
+
+
+def _look(folder: Path) -> list[Look]:
+    jobs, states = _jobs(folder)
+    looks: list[Look] = []
+    for job in jobs:
+        state, note = _state(folder, job, states)
+        if state == "RUNNING" and looks and looks[-1].id == job.id and looks[-1].state in ("RUNNING", "WAITING"):
+            state, note = "WAITING", f"for {looks[-1].stage}"  # one job does them one after the other
+        progress, left = _progress(folder, job.stage)
+        looks.append(Look(job.stage, job.backend, job.id, state, progress, left if state == "RUNNING" else "", note))
+    return looks
+
+
+def _state(folder: Path, job: Submitted, states: dict[str, JobState]) -> tuple[str, str]:
+    """What the scheduler says; where it has forgotten the job, what the job itself wrote at its end."""
+    ends = [_read(path) for path in sorted((folder / "jobs" / "ends").glob(f"{job.stage}*.json"))]
+    codes = [end["code"] for end in ends]
+    if job.backend in _ONE_JOB and len(ends) >= job.tasks:
+        return _in_words(codes), ""
+    if job.id in states:
+        return states[job.id].word, states[job.id].reason
+    return (_in_words(codes), "") if codes else ("UNKNOWN", "the scheduler has forgotten it, and it left no word")
+
+
+def _in_words(codes: list[int]) -> str:
+    if not any(codes):
+        return "COMPLETED"
+    worst = max(codes, key=lambda code: (code not in (0, STOPPED), code))
+    return "STOPPED" if worst == STOPPED else f"FAILED ({worst})"
+
+
+def _progress(folder: Path, stage: str) -> tuple[str, str]:
+    if stage.startswith("prepare"):
+        return _prepared(folder, stage)
+    if stage != "train" or not (status := read_status(folder)):
+        return "", ""
+    lines = [line for line in read_metrics(folder) if "loss" in line]
+    step, steps = (lines[-1]["step"] if lines else status["step"]), status["steps"]
+    text = f"{status['phase']}, step {step:,} / {steps:,}"
+    if not lines:
+        return text, ""
+    return f"{text}, loss {lines[-1]['loss']:.3f}", _duration((steps - step) * lines[-1]["step_time"])
+
+
+def _prepared(folder: Path, stage: str) -> tuple[str, str]:
+    """Rows that are tokenized, by all shares together."""
+    paths = [folder / PREPARING] if stage == "prepare" else sorted(folder.glob("prepare-*.json"))
+    told = [found for path in paths if (found := _read(path))]
+    if not told:
+        return "", ""
+    rows, total = sum(each["rows"] for each in told), sum(each["total"] for each in told)
+    left = [each["seconds_left"] for each in told]
+    return f"{rows:,} / {total:,} rows", "" if None in left else _duration(max(left))
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _output(folder: Path, stage: str | None, follow: bool) -> Iterator[str]:
+    """What is in the logs, in the order of the stages, then what is added to them."""
+    read: dict[Path, int] = {}
+    while True:
+        jobs, states = _jobs(folder)
+        over = not any(state.active for state in states.values())
+        if jobs[0].backend == "ray":
+            text = ray_jobs.output(str(jobs[0].id))
+            yield text[read.get(folder, 0) :]
+            read[folder] = len(text)
+            jobs = []
+        for job in jobs:
+            for path in sorted(folder.glob(job.log)) if stage in (None, job.stage) else []:
+                with open(path, encoding="utf-8", errors="replace") as file:
+                    file.seek(read.get(path, 0))
+                    if text := file.read():
+                        yield text if path in read else f"── {path}\n{text}"
+                    read[path] = file.tell()
+        if over or not follow:
+            return
+        time.sleep(1)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}

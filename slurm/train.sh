@@ -1,0 +1,49 @@
+#!/bin/bash
+# Trains on all nodes of the allocation: one task per rank, started by srun alone. When it is asked to stop (the time
+# limit comes near, a preemption), all ranks save at the same step and leave with 85, and the job goes back into the
+# queue. Under salloc: RUN_DIR=runs/NAME bash slurm/train.sh
+[[ ${RENDERED:-} ]] || . "$(dirname "$0")/common.sh"
+
+stop_file=$RUN_DIR/stop
+rm -f -- "$stop_file"
+asked=
+# shellcheck disable=SC2317  # traps call it
+ask_to_stop() {
+  asked=$1
+  say "$1: asking the ranks to save and stop"
+  : >"$stop_file"
+}
+trap 'ask_to_stop USR1' USR1
+trap 'ask_to_stop TERM' TERM
+
+mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+limit=${SLURM_JOB_END_TIME:-}  # newer Slurm says it; 22.05 has to be asked
+[[ $limit ]] || limit=$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e)" +%s 2>/dev/null) || limit=
+start=$(once -m launcher.attempts begin "$RUN_DIR" --limit "${limit:-0}") || exit
+read -r MASTER_PORT SHARDTUNE_DEADLINE <<<"$(tail -n 1 <<<"$start")"
+export MASTER_PORT SHARDTUNE_DEADLINE MASTER_ADDR=${hosts[0]} WORLD_SIZE=$SLURM_NTASKS PYTHONUNBUFFERED=1
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+once -m launcher plan "$RUN_DIR" --ranks "$WORLD_SIZE" || exit
+
+say "$WORLD_SIZE ranks on ${hosts[*]}, port $MASTER_PORT, start ${SLURM_RESTART_COUNT:-0}"
+cpus=${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}  # srun does not take it over from sbatch
+# shellcheck disable=SC2016  # RANK and LOCAL_RANK are each task's own
+srun --export=ALL --kill-on-bad-exit=1 --wait=60 --label --unbuffered ${cpus:+"$cpus"} "${SRUN_CONTAINER[@]}" \
+  bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID; exec "$@"' _ \
+  "${PYTHON[@]}" -m sft.train "$RUN_DIR" --resume &
+step=$!
+code=0
+wait "$step" || code=$?
+while kill -0 "$step" 2>/dev/null; do  # a signal ends `wait`, not the step
+  code=0
+  wait "$step" || code=$?
+done
+
+say "the ranks ended with $code"
+next=$(once -m launcher.attempts end "$RUN_DIR" --code "$code" --asked "${asked:-no}") || exit "$code"
+tail -n 1 <<<"$next"
+if [[ $(tail -n 1 <<<"$next") == requeue* ]]; then
+  scontrol requeue "$SLURM_JOB_ID" || fail "cannot go back into the queue; shardtune launch $RUN_DIR goes on"
+  sleep 300  # Slurm ends this script
+fi
+exit "$code"

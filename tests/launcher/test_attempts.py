@@ -1,0 +1,132 @@
+"""Whether a training job starts again: by what it committed, and within two budgets."""
+
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher import attempts
+from launcher.attempts import Budget, decide
+from launcher.jobs import STAGES, jobs_of
+from sft.exits import FINISHED, STOPPED
+
+BUDGET = Budget(max_failures=2, max_stops=3)
+
+
+def start(before: int, after: int, why: str) -> list[dict[str, Any]]:
+    return [{"begin": "", "step": before}, {"end": "", "step": after, "why": why}]
+
+
+@pytest.mark.parametrize(
+    ("history", "requeue"),
+    [
+        (start(-1, 30, "finished"), False),
+        (start(0, 10, "stopped by a person"), False),
+        (start(-1, 10, "stopped"), True),
+        (start(-1, -1, "failed"), False),  # a crash loop ends after one start
+        (start(10, 10, "failed"), False),
+        (start(0, 10, "failed"), True),
+        (start(10, 10, "cut off"), True),  # the scheduler took the machine while the model was loaded
+        (start(10, 10, "cut off") * 2, False),  # and again: the limit is too short
+        (start(0, 10, "failed") + start(10, 20, "failed"), True),
+        (start(0, 10, "failed") + start(10, 20, "failed") + start(20, 30, "failed"), False),
+        (start(0, 1, "stopped") + start(1, 2, "stopped") + start(2, 3, "stopped"), True),
+        (start(0, 1, "stopped") * 4, False),
+        (start(0, 9, "stopped") * 3 + start(9, 12, "failed"), True),  # each has a budget of its own
+        ([{"begin": "", "step": 5}] * 2 + start(5, 9, "failed"), False),  # two nodes went away without a word
+    ],
+)
+def test_what_comes_after_a_start(history: list[dict[str, Any]], requeue: bool) -> None:
+    assert decide(history, BUDGET).requeue is requeue
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["failed", "stopped", "cut off"])), min_size=1))
+def test_starting_again_comes_to_an_end(ends: list[tuple[int, str]]) -> None:
+    """However starts end, no more follow than both budgets allow."""
+    history: list[dict[str, Any]] = []
+    step = 0
+    for number, (gained, why) in enumerate(ends):
+        history += start(step, step + gained, why)
+        step += gained
+        if not decide(history, BUDGET).requeue:
+            return
+        assert number + 1 <= BUDGET.max_failures + BUDGET.max_stops
+
+
+def commit(run: Path, step: int) -> None:
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    (folder / "commit.json").write_text("{}")
+
+
+def test_a_start_and_its_end_are_noted(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text('{"phase": "stopped", "reason": "a signal"}')
+    port, deadline = attempts.begin(tmp_path, limit=time.time() + 10_000, job=7)
+    assert 20_000 <= port < 32_000
+    assert deadline == pytest.approx(time.time() + 10_000 - 300, abs=5)
+    commit(tmp_path, 40)
+    decision = attempts.end(tmp_path, code=1, asked="no")  # what it said of itself before does not count
+    assert decision.requeue
+    assert [line.get("why", "begin") for line in attempts.read_attempts(tmp_path)] == ["begin", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("code", "asked", "status", "why"),
+    [
+        (FINISHED, "no", {}, "finished"),
+        (STOPPED, "USR1", {"phase": "stopped", "reason": "the stop file"}, "stopped"),
+        (STOPPED, "no", {"phase": "stopped", "reason": "the deadline"}, "stopped"),
+        (STOPPED, "no", {"phase": "stopped", "reason": "the stop file"}, "stopped by a person"),
+        (143, "TERM", {"phase": "stopped", "reason": "the stop file"}, "stopped"),  # srun ended the last ranks
+        (137, "TERM", {"phase": "training", "reason": ""}, "cut off"),
+        (137, "no", {"phase": "training", "reason": ""}, "failed"),
+        (86, "no", {"phase": "training", "reason": ""}, "failed"),
+    ],
+)
+def test_why_a_start_ended(code: int, asked: str, status: dict[str, str], why: str, tmp_path: Path) -> None:
+    attempts.note_begin(tmp_path, job=1)
+    (tmp_path / "status.json").write_text(json.dumps(status))
+    attempts.end(tmp_path, code, asked)
+    assert attempts.read_attempts(tmp_path)[-1]["why"] == why
+
+
+def test_the_lead_is_what_was_asked_for_or_half_of_a_short_limit(tmp_path: Path) -> None:
+    limit = time.time() + 100
+    assert attempts.begin(tmp_path, limit, job=1)[1] == pytest.approx(limit - 50, abs=2)
+    attempts.write_budget(tmp_path, BUDGET, lead=20)
+    assert attempts.begin(tmp_path, limit, job=1)[1] == pytest.approx(limit - 20, abs=2)
+    assert attempts.budget_of(tmp_path) == BUDGET
+
+
+def test_starts_that_end_without_a_word_come_to_an_end(tmp_path: Path) -> None:
+    attempts.write_budget(tmp_path, BUDGET, lead=None)
+    for _ in range(3):
+        attempts.begin(tmp_path, 0, job=1)
+    with pytest.raises(SystemExit, match="3 starts ended without a word"):
+        attempts.begin(tmp_path, 0, job=1)
+
+
+def test_ports_are_free_and_differ_by_job_and_start() -> None:
+    first = attempts.free_port(job=1, restarts=0)
+    assert first != attempts.free_port(job=1, restarts=1) != attempts.free_port(job=2, restarts=0)
+    with socket.socket() as taken:
+        taken.bind(("", first + 1))
+        assert attempts.free_port(job=1, restarts=0) > first + 1
+
+
+def test_a_chain_waits_stage_for_stage() -> None:
+    from launcher.cluster import ClusterConfig
+
+    arrays = jobs_of(ClusterConfig.model_validate({"prepare": {"how": "array", "tasks": 5}}), STAGES, 3, 60)
+    assert [(job.stage, job.after, job.array) for job in arrays] == [
+        ("prepare-shares", None, 5),
+        ("prepare", "prepare-shares", 1),
+        ("train", "prepare", 3),
+        ("export", "train", 3),
+    ]
+    assert [job.stage for job in jobs_of(ClusterConfig(fetch="job"), ("fetch", "train"), 1, 60)] == ["fetch", "train"]

@@ -1,0 +1,130 @@
+"""`shardtune launch --on local`: the chain in the background of this machine; and what launching refuses."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from launcher.cli import main
+from launcher.config import load_run
+from launcher.sweep import sweep_points
+from tests.conftest import chats, write_jsonl
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "etc"))
+    write_jsonl(tmp_path / "chats.jsonl", chats(120))
+    small = {"architecture": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    values = {
+        "name": "here",
+        "model": {"config": {**small, "num_attention_heads": 2, "max_position_embeddings": 512}},
+        "data": {
+            "sources": [{"path": "chats.jsonl"}],
+            "tokenizer": {"vocab_size": 300},
+            "max_length": 512,
+            "actors": 0,
+        },
+        "train": {"packs_per_step": 2, "max_steps": 3, "zero": {"stage": 0}},
+        "evaluate": {"samples": [], "on_start": False},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(values), "utf-8")
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
+    assert main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def states(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    return {look["stage"]: look["state"] for look in run(capsys, "status", "here")["jobs"]}
+
+
+def test_the_chain_runs_in_the_background(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = run(capsys, "launch", config, "--on", "local")
+    assert [job["stage"] for job in facts["jobs"]] == ["prepare", "train", "export"]
+    assert run(capsys, "launch", config, "--on", "local") == facts
+    deadline = time.monotonic() + 120
+    while {"RUNNING", "WAITING"} & set(found := states(capsys)).union(found.values()):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.5)
+    assert states(capsys) == dict.fromkeys(("prepare", "train", "export"), "COMPLETED")
+    assert (config.parent / "runs" / "here" / "model" / "model.safetensors").exists()
+    assert main(["logs", "here", "--stage", "train"]) == 0
+    assert "trained 3 steps" in capsys.readouterr().out
+    versions = json.loads((config.parent / "runs" / "here" / "jobs" / "versions.json").read_text("utf-8"))
+    assert versions["packages"]["torch"]
+
+
+def test_cancel_stops_what_runs(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, "launch", config, "--on", "local", "train.max_steps=100000", "checkpoint.every=100000")
+    deadline = time.monotonic() + 120
+    while not (config.parent / "runs" / "here" / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline, states(capsys)
+        time.sleep(0.2)
+    assert run(capsys, "cancel", "here")["cancelled"]
+    while states(capsys)["train"] == "RUNNING":
+        assert time.monotonic() < deadline, states(capsys)
+        time.sleep(0.2)
+    assert states(capsys)["train"] == "STOPPED"
+
+
+def test_a_dry_run_writes_and_starts_nothing(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = run(capsys, "launch", config, "--on", "local", "--dry-run")
+    assert {job["id"] for job in facts["jobs"]} == {None}
+    assert Path(facts["jobs"][0]["file"]).read_text("utf-8").startswith("#!/bin/bash")
+    assert not (config.parent / "runs" / "here" / "tokens").exists()
+    assert main(["status", "here"]) == 1
+    assert "no run that was launched" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--stages", "prepare,cook"), "--stages: cook is none of fetch, prepare, train, export"),
+        (("cluster.nodes=2",), "--on local has this machine alone"),
+        (("cluster.partiton=gpu",), "cluster.partition"),
+        (("--sweep", "data.tokenizer=a,b"), "a sweep has one store"),
+        (("--sweep", "train.learning_rate"), "it is written as section.key=value,value"),
+        (("--sweep", "name=a,b"), "is the same for all runs"),
+        (("model=null",), "model"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: tuple[str, ...], said: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["launch", str(config), "--on", "local", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("error:") == 1
+
+
+def test_a_sweep_is_all_combinations_over_one_store(config: Path) -> None:
+    sweep = ["train.learning_rate=1e-4,1e-3", "train.zero={stage: 1},{stage: 2}"]
+    points = sweep_points(str(config), [], sweep)
+    assert [(point.name, point.train.learning_rate, point.train.zero.stage) for point in points] == [
+        ("here-0", 1e-4, 1),
+        ("here-1", 1e-4, 2),
+        ("here-2", 1e-3, 1),
+        ("here-3", 1e-3, 2),
+    ]
+    assert len({point.store for point in points}) == 1
+
+
+def test_profiles_inherit_and_the_run_wins(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "etc" / "shardtune" / "clusters"
+    folder.mkdir(parents=True)
+    (folder / "base.yaml").write_text("nodes: 4\npartition: gpu\nprepare: {cpus: 16, partition: cpu}\n")
+    (folder / "site.yaml").write_text("profile: base\nnodes: 8\nprepare: {cpus: 32}\n")
+    (folder / "circle.yaml").write_text("profile: circle\n")
+    cluster = load_run(str(config), ["cluster.profile=site", "cluster.partition=mine"]).cluster
+    assert (cluster.nodes, cluster.partition, cluster.prepare.cpus) == (8, "mine", 32)
+    assert (cluster.prepare.partition, cluster.profile) == ("cpu", None)
+    with pytest.raises(Exception, match="go in a circle"):
+        load_run(str(config), ["cluster.profile=circle"])

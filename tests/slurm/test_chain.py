@@ -1,0 +1,307 @@
+"""Chains of jobs on a real Slurm of two nodes, each with an address of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sft.record import read_metrics
+from tests.conftest import chats, write_jsonl
+from tests.slurm.cluster import Cluster
+
+SECRET = "planted-5ecret-value"
+
+
+class Site:
+    """A working folder on the cluster, with a configuration to launch."""
+
+    def __init__(self, slurm: Cluster, folder: Path) -> None:
+        self.slurm = slurm
+        self.folder = folder
+        self.environment = {
+            **slurm.environment,
+            "HOME": str(folder / "home"),
+            "XDG_CONFIG_HOME": str(folder / "home" / "etc"),
+        }
+
+    def write(self, name: str, **changes: Any) -> Path:
+        """A small run, with changes by section."""
+        config: dict[str, Any] = {
+            "name": name,
+            "model": {"config": {"architecture": "llama", "hidden_size": 32, "intermediate_size": 64}},
+            "data": {
+                "sources": [{"path": str(self.folder / "chats.jsonl")}],
+                "tokenizer": {"vocab_size": 300},
+                "max_length": 512,
+                "validation": {"fraction": 0.02},
+            },
+            "train": {"packs_per_step": 2, "max_steps": 6, "log_every": 1, "zero": {"stage": 2}},
+            "evaluate": {"samples": ["Hello?"], "max_new_tokens": 4, "on_start": False},
+            "checkpoint": {"every": 3},
+            "cluster": {"nodes": 2, "cpus_per_rank": 1, "time": "00:10:00", "prepare": {"cpus": 1}},
+        }
+        config["model"]["config"] |= {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 512}
+        for section, values in changes.items():
+            config[section] = {**config.get(section, {}), **values}
+        path = self.folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(config), "utf-8")
+        return path
+
+    def shardtune(self, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run a command of shardtune on the head node."""
+        done = subprocess.run(
+            [sys.executable, "-m", "launcher", *map(str, arguments)],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    def launch(self, config: Path, *arguments: object) -> dict[str, str]:
+        """Launch on Slurm; returns stage → job id."""
+        facts = json.loads(self.shardtune("launch", config, "--on", "slurm", "--json", *arguments).stdout)
+        return {job["stage"]: job["id"] for job in facts["jobs"]}
+
+    def wait(self, job: str, seconds: float = 300) -> str:
+        """Until a job is over; returns Slurm's word for how."""
+        over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
+        return str(self.until(lambda: found if (found := self.state(job)) in over else None, seconds))
+
+    def state(self, job: str) -> str:
+        return str(self.slurm.run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T"))
+
+    def until(self, look: Callable[[], Any], seconds: float = 120) -> Any:
+        """Wait for something to be true, and return it."""
+        deadline = time.monotonic() + seconds
+        while not (found := look()):
+            assert time.monotonic() < deadline, self.slurm.run("squeue", "-t", "all") + self.logs()
+            time.sleep(0.1)
+        return found
+
+    def logs(self) -> str:
+        return "".join(f"\n{path}\n{path.read_text('utf-8')[-3000:]}" for path in self.folder.glob("runs/*/logs/*.out"))
+
+    def attempts(self, name: str) -> list[dict[str, Any]]:
+        path = self.folder / "runs" / name / "jobs" / "attempts.jsonl"
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def site(slurm: Cluster, tmp_path: Path) -> Site:
+    write_jsonl(tmp_path / "chats.jsonl", chats(300))
+    secrets = tmp_path / "home" / ".config" / "shardtune" / "secrets.env"
+    secrets.parent.mkdir(parents=True)
+    secrets.write_text(f"WANDB_API_KEY={SECRET}\n", "utf-8")
+    secrets.chmod(0o600)
+    return Site(slurm, tmp_path)
+
+
+def test_a_chain_completes(site: Site) -> None:
+    config = site.write("whole")
+    jobs = site.launch(config)
+    assert site.launch(config) == jobs  # launched twice it is one chain
+    refused = site.shardtune("launch", config, "--on", "slurm", "train.learning_rate=1", code=1)
+    assert "has jobs that are not over" in refused.stderr
+    rank = site.until(lambda: _ranks(site.folder / "runs" / "whole"))[0]
+    assert f"WANDB_API_KEY={SECRET}" in Path(f"/proc/{rank}/environ").read_text("utf-8")
+    assert SECRET not in _everything_visible(site, jobs)
+    assert site.wait(jobs["export"]) == "COMPLETED"
+    looks = json.loads(site.shardtune("status", "whole", "--json").stdout)["jobs"]
+    assert [(look["stage"], look["state"]) for look in looks] == [
+        ("prepare", "COMPLETED"),
+        ("train", "COMPLETED"),
+        ("export", "COMPLETED"),
+    ]
+    assert looks[1]["progress"].startswith("finished, step 6 / 6")
+    assert (site.folder / "runs" / "whole" / "model" / "model.safetensors").exists()
+    assert "the ranks ended with 0" in site.shardtune("logs", "whole", "--stage", "train").stdout
+    for path in (site.folder / "runs").rglob("*"):
+        assert path.is_dir() or SECRET.encode() not in path.read_bytes(), path
+
+
+def _ranks(run: Path) -> list[int]:
+    """Processes that train a run, of all nodes: the host sees them all."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"sft.train" in words and str(run).encode() in words and b"python" in words[0]:
+            found.append(int(folder.name))
+    return sorted(found)
+
+
+def _everything_visible(site: Site, jobs: dict[str, str]) -> str:
+    """What other users of the cluster can see."""
+    shown = [site.slurm.run("scontrol", "show", "job", job) for job in jobs.values()]
+    arguments = [
+        path.read_bytes().decode(errors="replace") for path in Path("/proc").glob("[0-9]*/cmdline") if _is(path)
+    ]
+    return "\n".join([*shown, *arguments])
+
+
+def _is(path: Path) -> bool:
+    return path.exists()
+
+
+def test_a_run_survives_kills_and_limits_bit_for_bit(site: Site) -> None:
+    steps = {"max_steps": 1500, "log_every": 1}  # the line of a stopped step would divide an interval
+    often = {"every": 200}
+    whole = site.launch(site.write("calm", train=steps, checkpoint=often), "--stages", "prepare,train")
+    assert site.wait(whole["train"]) == "COMPLETED"
+    limited = {"time": "00:01:00", "lead": 10}
+    changes = {"train": steps, "checkpoint": often, "data": {"store": str(site.folder / "runs" / "calm" / "tokens")}}
+    config = site.write("rough", **changes, cluster={"nodes": 2, "cpus_per_rank": 1, **limited})
+    job = site.launch(config, "--stages", "train")["train"]
+    run = site.folder / "runs" / "rough"
+    site.until(lambda: (run / "checkpoints" / "step-00000200").exists())
+    os.kill(_ranks(run)[0], 9)
+    killed = time.monotonic()
+    site.until(lambda: len(site.attempts("rough")) > 1)
+    assert time.monotonic() - killed < 10
+    assert site.wait(job, 400) == "COMPLETED"
+    ends = [line["why"] for line in site.attempts("rough") if "end" in line]
+    assert ends[0] == "failed"
+    assert ends[-1] == "finished"
+    assert set(ends[1:-1]) <= {"stopped"}
+    losses = [
+        [line["loss"].hex() for line in read_metrics(folder) if "loss" in line] for folder in (run, run.parent / "calm")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_time_limit_leads_to_a_checkpoint_and_back_into_the_queue(site: Site) -> None:
+    limited = {"nodes": 2, "cpus_per_rank": 1, "time": "00:01:00", "lead": 15, "requeue": {"max_stops": 1}}
+    config = site.write("limited", train={"max_steps": 100_000, "log_every": 100}, cluster=limited)
+    job = site.launch(config, "--stages", "prepare,train")["train"]
+    assert site.wait(job, 400) == "FAILED"  # no more stops are allowed
+    history = site.attempts("limited")
+    assert [(line.get("why"), line.get("code")) for line in history] == [(None, None), ("stopped", 85)] * 2
+    assert history[1]["step"] == history[2]["step"] > 3
+    assert history[3]["step"] > history[1]["step"]
+    log = (site.folder / "runs" / "limited" / "logs" / f"train-{job}.out").read_text("utf-8")
+    assert "going on when it is its turn" in log
+    assert "cluster.requeue.max_stops is 1" in log
+
+
+def test_a_crash_loop_stops_after_one_start_and_cancels_what_waits(site: Site) -> None:
+    jobs = site.launch(site.write("crashing", train={"deepspeed": {"zero_force": 1}}))
+    assert site.wait(jobs["train"]) == "FAILED"
+    assert site.wait(jobs["export"]) == "CANCELLED"
+    assert [line.get("why", "begin") for line in site.attempts("crashing")] == ["begin", "failed"]
+    assert "giving up" in site.shardtune("logs", "crashing", "--stage", "train").stdout
+    states = {
+        look["stage"]: look["state"]
+        for look in json.loads(site.shardtune("status", "crashing", "--json").stdout)["jobs"]
+    }
+    assert states == {"prepare": "COMPLETED", "train": "FAILED", "export": "CANCELLED"}
+
+
+def test_cancel_ends_all_jobs(site: Site) -> None:
+    jobs = site.launch(site.write("unwanted", train={"max_steps": 100_000}))
+    site.until(lambda: _ranks(site.folder / "runs" / "unwanted"))
+    assert set(json.loads(site.shardtune("cancel", "unwanted", "--json").stdout)["cancelled"]) == set(jobs.values()) - {
+        jobs["prepare"]
+    }
+    assert {site.wait(job) for job in (jobs["train"], jobs["export"])} == {"CANCELLED"}
+    site.until(lambda: not _ranks(site.folder / "runs" / "unwanted"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("cluster.partition=nowhere", "there is no partition nowhere; this Slurm has main, low"),
+        ("cluster.nodes=3", "partition main has 2"),
+        ("cluster.gpus_per_node=64", "a node of partition main has 8"),
+        ("cluster.profile=nobody", "there is no cluster profile nobody"),
+        ("cluster.time=UNLIMITED", "never unlimited"),
+        ("cluster.account='a b'", "only letters"),
+        ("runs=/proc/none", "cannot make the folder"),
+        ("cluster.options=['--output=x']", "--output is set by shardtune itself"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_nothing_is_submitted(setting: str, said: str, site: Site) -> None:
+    before = site.slurm.run("squeue", "-h", "-t", "all", "-o", "%i")
+    done = site.shardtune("launch", site.write("wrong"), "--on", "slurm", setting, code=1)
+    assert said in done.stderr
+    assert done.stderr.count("error:") == 1
+    assert site.slurm.run("squeue", "-h", "-t", "all", "-o", "%i") == before
+
+
+def test_without_slurm_there_is_one_line(site: Site) -> None:
+    site.environment["PATH"] = "/usr/nowhere"
+    done = site.shardtune("launch", site.write("alone"), "--on", "slurm", code=1)
+    assert "there is no sinfo on PATH" in done.stderr
+
+
+def test_the_doctor_finds_a_cluster_well_and_a_partition_missing(site: Site) -> None:
+    found = json.loads(site.shardtune("doctor", "slurm-cpu", "--json").stdout)["checks"]
+    assert all(check["good"] for check in found)
+    said = {check["what"]: check["said"] for check in found}
+    assert said["network"] == "2 nodes met and added up a tensor"
+    assert said["shared folder"].endswith("is the same on c1, c2")
+    wrong = site.shardtune("doctor", "slurm-cpu", "cluster.partition=nowhere", code=1)
+    assert "there is none called nowhere" in wrong.stderr
+
+
+def test_prepare_by_ray_or_by_an_array_makes_the_same_store(site: Site) -> None:
+    ways = {
+        "one": {"cpus": 1},
+        "array": {"how": "array", "tasks": 3, "cpus": 1},
+        "ray": {"how": "ray", "nodes": 2, "cpus": 2},
+    }
+    data = _data(site) | {"actors": 4, "rows_per_shard": 64}
+    jobs = {}
+    for name, how in ways.items():
+        config = site.write(name, data=data if name == "ray" else data | {"actors": 0}, cluster={"prepare": how})
+        jobs[name] = site.launch(config, "--stages", "prepare")
+    assert {site.wait(each["prepare"]) for each in jobs.values()} == {"COMPLETED"}
+    one, array, ray = (_store(site.folder / "runs" / name) for name in ways)
+    assert len(one) > 10
+    assert one == array == ray
+    looks = json.loads(site.shardtune("status", "array", "--json").stdout)["jobs"]
+    assert [(look["stage"], look["progress"]) for look in looks] == [
+        ("prepare-shares", "300 / 300 rows"),
+        ("prepare", "300 / 300 rows"),
+    ]
+    assert not list((site.folder / "runs" / "ray" / "jobs").glob("ray-token*"))
+    assert not list(Path("/tmp").glob(f"ray-{jobs['ray']['prepare']}-*"))
+
+
+def _data(site: Site) -> dict[str, Any]:
+    return dict(yaml.safe_load(site.write("plain").read_text("utf-8"))["data"])
+
+
+def _store(run: Path) -> dict[str, bytes]:
+    folder = run / "tokens"
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in (".lock",)
+    }
+
+
+def test_a_sweep_is_an_array_over_one_store(site: Site) -> None:
+    sweep = ("--sweep", "train.learning_rate=1e-4,1e-3", "--stages", "prepare,train")
+    jobs = site.launch(site.write("swept", cluster={"nodes": 1, "cpus_per_rank": 1, "prepare": {"cpus": 1}}), *sweep)
+    assert site.until(lambda: set(site.state(jobs["train"]).split()) == {"COMPLETED"}, 300)
+    rates = [
+        yaml.safe_load((site.folder / "runs" / f"swept-{n}" / "run.yaml").read_text())["train"]["learning_rate"]
+        for n in (0, 1)
+    ]
+    assert rates == [1e-4, 1e-3]
+    for number in (0, 1):
+        assert read_metrics(site.folder / "runs" / f"swept-{number}")[-1]["step"] == 6
+        assert not (site.folder / "runs" / f"swept-{number}" / "tokens").exists()
