@@ -23,6 +23,7 @@ from sft.self_test import check_documents_are_apart
 from sft.sequence import join_sequence_group
 from sft.session import Session
 from sft.stop import Stop
+from sft.timings import Timings
 from sft.trackers import check_trackers
 from sft.world import World
 from sft.zero import check_device, check_train
@@ -79,7 +80,8 @@ def start_session(run: TrainingRun, world: World, signalled: Callable[[], bool])
     engine = start_engine(model, run.train, dtype, world)
     torch.manual_seed(run.train.seed + world.rank)  # ranks with other documents have other dropout and noise
     group = join_sequence_group(world, run.train.sequence_parallel)
-    return Session(run, world, engine, tokenizer, template, record, shapes, group, stop, heart, copies)
+    timings = Timings(run.folder, world.is_main)
+    return Session(run, world, engine, tokenizer, template, record, shapes, group, stop, heart, timings, copies)
 
 
 def check_validation(run: TrainingRun) -> None:
