@@ -1,6 +1,7 @@
 """Every way to share out and keep a run trains what the plain one does: whole runs on two ranks, and resumed."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,34 +121,44 @@ def train_ways(ways: dict[str, Way], store: TokenStore, chat_file: Path, folder:
 
 
 @pytest.fixture(scope="module")
-def trained(store: TokenStore, chat_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all runs."""
-    folder = tmp_path_factory.mktemp("ways")
-    train_ways(WAYS, store, chat_file, folder)
-    return folder
+def trained(store: TokenStore, chat_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a run; all of a family are trained at the first question, by two processes of their own: dozens of
+    engines in one process come into each other's way.
+    """
+    folders: dict[str, Path] = {}
+
+    def folder_of(name: str) -> Path:
+        family = name.split("-")[0]
+        if family not in folders:
+            folders[family] = tmp_path_factory.mktemp(family)
+            ways = {other: way for other, way in WAYS.items() if other.split("-")[0] == family}
+            train_ways(ways, store, chat_file, folders[family])
+        return folders[family] / name
+
+    return folder_of
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_the_losses_are_those_of_the_plain_way(trained: Path, name: str) -> None:
-    way, found = WAYS[name], losses(trained / name)
+def test_the_losses_are_those_of_the_plain_way(trained: Callable[[str], Path], name: str) -> None:
+    way, found = WAYS[name], losses(trained(name))
     assert len(found) == STEPS + 1 and found[STEPS - 1] < found[0]
     if way.like:
-        expected = losses(trained / way.like)
+        expected = losses(trained(way.like))
         differences = [abs(one / other - 1) for one, other in zip(found, expected, strict=True)]
         assert max(differences) <= way.bound
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_a_resumed_run_has_the_same_losses_to_the_last_bit(trained: Path, name: str) -> None:
-    first, resumed = losses(trained / name / "first"), losses(trained / name)
+def test_a_resumed_run_has_the_same_losses_to_the_last_bit(trained: Callable[[str], Path], name: str) -> None:
+    first, resumed = losses(trained(name) / "first"), losses(trained(name))
     assert [loss.hex() for loss in resumed] == [loss.hex() for loss in first]
 
 
-def test_muon_turns_matrices_of_layers_and_adamw_moves_the_rest(trained: Path) -> None:
+def test_muon_turns_matrices_of_layers_and_adamw_moves_the_rest(trained: Callable[[str], Path]) -> None:
     """After one step from zero momentum: the larger singular values of a gradient are all about 1 in Muon's update
     (Newton and Schulz do not lift tiny ones so far), and entries of AdamW's are the rate, with either sign.
     """
-    run = TrainingRun.open(trained / "muon-2")
+    run = TrainingRun.open(trained("muon-2"))
     tokenizer = load_tokenizer(str(run.store.folder / "tokenizer"))
     before = load_model(run.model, tokenizer, run.store.vocab_size, 0, torch.float32, run.train.seed).state_dict()
     after = load_trained_model(run, run.checkpoints / "step-00000001", tokenizer, torch.float32).state_dict()
@@ -164,8 +175,8 @@ def test_muon_turns_matrices_of_layers_and_adamw_moves_the_rest(trained: Path) -
 
 
 @pytest.mark.parametrize("name", ["lora-3-shared-rows", "lora-muon-2", "lora-muon-3"])
-def test_adapters_are_exported(trained: Path, name: str) -> None:
-    export_model(TrainingRun.open(trained / name))  # compares logits with those of training
+def test_adapters_are_exported(trained: Callable[[str], Path], name: str) -> None:
+    export_model(TrainingRun.open(trained(name)))  # compares logits with those of training
 
 
 def test_parameters_may_wait_on_a_disk(store: TokenStore, chat_file: Path, tmp_path: Path) -> None:
