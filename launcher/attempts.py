@@ -21,6 +21,7 @@ from typing import Any
 
 from data_tools.store import write_json
 from sft.exits import FINISHED, STOPPED
+from sft.timings import TIMINGS
 
 ATTEMPTS = Path("jobs") / "attempts.jsonl"
 _BUDGET = Path("jobs") / "budget.json"
@@ -152,13 +153,13 @@ def committed_step(run: Path) -> int:
 
 
 def lead_seconds(run: Path) -> float:
-    """How long before its limit a run has to be asked: time for a step and for a checkpoint, twice, and a minute for
-    schedulers that look at their clock now and then.
+    """How long before its limit a run has to be asked: time for a step, a checkpoint and its copy elsewhere, twice, and
+    a minute for schedulers that look at their clock now and then.
     """
-    timings = _read_json(run / "timings.json")
+    timings = _read_json(run / TIMINGS)
     if not timings:
         return _UNMEASURED_LEAD
-    return 60 + 2 * (float(timings["longest_step"]) + float(timings["longest_save"]))
+    return 60 + 2 * sum(float(seconds) for seconds in timings.values())
 
 
 def write_budget(run: Path, budget: Budget, lead: int | None) -> None:

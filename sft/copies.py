@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path, PurePosixPath
@@ -52,6 +53,8 @@ class Copies:
         self._pool = ThreadPoolExecutor(1, "copies")
         self._jobs: dict[Path, Future[None]] = {}
         self._last: Future[None] | None = None
+        self.longest = 0.0
+        """Seconds that one copy took at most."""
 
     @property
     def location(self) -> str:
@@ -130,6 +133,7 @@ class Copies:
         return found
 
     def _copy(self, checkpoint: Path) -> None:
+        started = time.monotonic()
         there = f"{CHECKPOINTS}/{checkpoint.name}"
         self._store.remove(there, first=COMMIT)  # of a course that broke off, or of one that was left
         for name in _ALONG:
@@ -141,6 +145,7 @@ class Copies:
             self._delete_old(until=committed_checkpoints(checkpoint.parent)[-1].name)
         except UserError as error:  # some stores let nobody delete
             print(f"older copies were not deleted: {error}", flush=True)
+        self.longest = max(self.longest, time.monotonic() - started)
 
     def _delete_old(self, until: str) -> None:
         """Delete copies that the settings do not keep, and what is left of broken ones.

@@ -18,6 +18,7 @@ import deepspeed
 from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.utils.groups import _get_zero_param_intra_parallel_group
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from pydantic import ValidationError
 
@@ -47,6 +48,8 @@ def start_engine(model: torch.nn.Module, train: TrainConfig, dtype: torch.dtype,
     trained = sum(parameter.numel() for group in groups for parameter in group["params"])
     settings = deepspeed_settings(train, dtype, world.size, trained)
     check_settings(settings)
+    if train.zero.stage == 3:
+        split_model(model, settings, dtype, world)
     optimizer = make_optimizer(groups, train)
     own = {"model_parameters": groups} if optimizer is None else {"optimizer": optimizer}
     engine, *_ = deepspeed.initialize(model=model, config=settings, **own)
@@ -54,6 +57,29 @@ def start_engine(model: torch.nn.Module, train: TrainConfig, dtype: torch.dtype,
         peak = train.muon_learning_rate if group.get("use_muon") else None
         group["factor"] = (peak or train.learning_rate) / train.learning_rate
     return engine
+
+
+def split_model(model: torch.nn.Module, settings: dict[str, Any], dtype: torch.dtype, world: World) -> None:
+    """Leave every rank its part of each parameter, one after the other: at no time is more than one whole on a device.
+
+    Args:
+        model: whole on the main rank, which sends its parameters; the others need but their shapes (`hollow.py`).
+    """
+    in_groups = settings["zero_optimization"].get("zero_hpz_partition_size", 1) > 1
+    # The first engine of a process makes these groups.
+    groups = _get_zero_param_intra_parallel_group() if in_groups else None
+    zero = deepspeed.zero.Init(
+        torch.nn.Module(), config_dict_or_path=settings, dtype=dtype, zero_param_parallel_group=groups
+    )
+    for parameter in model.parameters():
+        if parameter.is_meta:
+            memory = torch.empty_like(parameter, dtype=dtype, device=world.device)
+            # It stays the same object, which optimizer and tied layers know.
+            torch.utils.swap_tensors(parameter, torch.nn.Parameter(memory, parameter.requires_grad))
+        parameter.data = parameter.data.to(world.device, dtype)
+        zero._convert_to_zero_parameters([parameter])
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(world.device)
 
 
 class _Asked(dict[str, Any]):

@@ -14,21 +14,24 @@ _BYTES_NF4 = 0.57
 
 
 def check_weights_fit(
-    config: ModelConfig, model_config: PretrainedConfig, dtype: torch.dtype, device: torch.device
+    config: ModelConfig, model_config: PretrainedConfig, dtype: torch.dtype, device: torch.device, parts: int = 1
 ) -> None:
     """Compare the bytes of a model's weights with the free memory of a rank's device.
 
-    Every rank loads all of them, also with ZeRO-3. Gradients, optimizer and activations come on top.
+    Gradients, optimizer and activations come on top.
+
+    Args:
+        parts: into which ZeRO-3 splits them, one of which is on the device.
 
     Raises:
         UserError: the weights alone do not fit.
     """
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-    needed = weight_bytes(config, model_config, dtype)
+    needed = weight_bytes(config, model_config, dtype) / parts
     if free is not None and needed > free:
         raise UserError(
-            f"the weights of {config.path or 'model.config'} take {needed / 1e9:,.1f} GB, and this {device.type} has "
-            f"{free / 1e9:,.1f} GB free; choose a smaller model, or a machine with more memory"
+            f"the weights of {config.path or 'model.config'} take {needed / 1e9:,.1f} GB{' a rank' * (parts > 1)}, and "
+            f"this {device.type} has {free / 1e9:,.1f} GB free; choose a smaller model, or a machine with more memory"
             + ("" if config.quantize else ", or set model.lora with model.quantize=nf4")
         )
 

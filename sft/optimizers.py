@@ -4,6 +4,7 @@ import importlib.util
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from data_tools.errors import UserError
 from sft.config import TrainConfig
@@ -22,6 +23,23 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
 def _dimensions(parameter: torch.Tensor) -> int:
     """Of the whole parameter: where ZeRO-3 split it before, its own shape is that of a part."""
     return len(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def check_muon(model: PreTrainedModel, train: TrainConfig) -> None:
+    """DeepSpeed gives Muon all matrices but those whose names say that they are embeddings or the output layer.
+
+    Raises:
+        UserError: this model calls them otherwise.
+    """
+    if train.optimizer != "muon":
+        return
+    for name, module in model.named_modules():
+        is_end = isinstance(module, torch.nn.Embedding) or module is model.get_output_embeddings()
+        if is_end and module.weight.requires_grad and "embed" not in name and "lm_head" not in name:
+            raise UserError(
+                f"train.optimizer=muon: DeepSpeed would take {name}, embedding or output layer, for a matrix of a "
+                f"layer; set train.optimizer=adamw"
+            )
 
 
 def make_optimizer(groups: list[dict[str, Any]], train: TrainConfig) -> torch.optim.Optimizer | None:

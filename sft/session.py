@@ -26,6 +26,7 @@ from sft.run import TrainingRun
 from sft.schedule import learning_rate_at
 from sft.sequence import SequenceGroup
 from sft.stop import Stop, StopAsked
+from sft.timings import Timings
 from sft.trackers import Trackers
 from sft.validate import validate
 from sft.world import World
@@ -45,6 +46,7 @@ class Session:
     group: SequenceGroup
     stop: Stop
     heart: Heart
+    timings: Timings
     copies: Copies | None
     """The main rank has them, where checkpoints are copied."""
 
@@ -194,10 +196,13 @@ class Session:
         """Commit a checkpoint, then ask whether to stop: it would be the place for it."""
         self.heart.progress("saving")
         self.record.status("saving", progress.step)
-        probe = probe_logits(self.engine.module, self.run.store, self.world.device)
-        path = commit_checkpoint(self.engine, self.run.checkpoints, progress, probe, self.world)
+        with self.timings.save():
+            probe = probe_logits(self.engine.module, self.run.store, self.world.device)
+            path = commit_checkpoint(self.engine, self.run.checkpoints, progress, probe, self.world)
         if self.copies is not None:
             self.copies.offer(path)
+            self.timings.copied(self.copies.longest)
+        self.timings.write()
         self._delete_old()
         self.heart.progress("training")
         self.record.status("training", progress.step)

@@ -13,16 +13,19 @@ from sft.copies import Copies
 from sft.engine import check_offload, start_engine
 from sft.fits import check_weights_fit
 from sft.heartbeat import Heart
+from sft.hollow import hollow_model, share_what_is_no_parameter
 from sft.layers import check_compiler, check_liger, compile_layers, forget_activations, use_liger
 from sft.lean import keep_less
 from sft.lora import add_lora, check_packages, check_quantize
 from sft.model import PackedCausalLM, check_length, compute_dtype, load_config, load_model, model_hash
+from sft.optimizers import check_muon
 from sft.record import RunRecord
 from sft.run import TrainingRun
 from sft.self_test import check_documents_are_apart
 from sft.sequence import join_sequence_group
 from sft.session import Session
 from sft.stop import Stop
+from sft.timings import Timings
 from sft.trackers import check_trackers
 from sft.world import World
 from sft.zero import check_device, check_train
@@ -33,10 +36,20 @@ def _load(run: TrainingRun, tokenizer: PreTrainedTokenizerBase, dtype: torch.dty
     model, vocab_size, added = run.model, run.store.vocab_size, run.store.added_tokens
     check_packages(model)
     check_quantize(model, run.train.zero.stage, world.device)
-    check_weights_fit(model, load_config(model, tokenizer, vocab_size, added), dtype, world.device)
-    loaded = load_model(model, tokenizer, vocab_size, added, dtype, run.train.seed)
+    is_split = run.train.zero.stage == 3
+    model_config = load_config(model, tokenizer, vocab_size, added)
+    if is_split and world.is_main:
+        check_weights_fit(model, model_config, dtype, torch.device("cpu"))
+    if not is_split or (world.device.type == "cuda" and run.train.zero.offload_parameters is None):
+        check_weights_fit(model, model_config, dtype, world.device, world.size if is_split else 1)
+    if is_split and not world.is_main:
+        loaded = hollow_model(model, tokenizer, vocab_size, added, dtype)
+    else:
+        loaded = load_model(model, tokenizer, vocab_size, added, dtype, run.train.seed)
     if model.lora is not None:
         add_lora(loaded, model.lora, added)
+    if is_split:
+        share_what_is_no_parameter(loaded, world)
     return loaded
 
 
@@ -67,20 +80,26 @@ def start_session(run: TrainingRun, world: World, signalled: Callable[[], bool])
     loaded = _load(run, tokenizer, dtype, world)
     attention = choose_attention(run.model.attention, loaded.config, world.device)
     check_heads(loaded.config, attention, run.train.sequence_parallel)
+    check_muon(loaded, run.train)
     use_liger(loaded, run.train)
     if not run.train.compile:  # a program decides by itself what it keeps
         keep_less(loaded)
     model = PackedCausalLM(loaded, attention, run.train.neftune_alpha)
     check_length(model.model.config, run.plan.settings.max_length)
     alone = run.plan.settings.packing == "none" and run.train.packs_per_micro_batch == 1
-    check_documents_are_apart(model.to(world.device), world.device, alone)
+    is_split = run.train.zero.stage == 3
+    if not is_split:
+        check_documents_are_apart(model.to(world.device), world.device, alone)
     forget_activations(loaded, run.train)
-    compile_layers(loaded, run.train)
     shapes = model_hash(model)  # before ZeRO-3 splits them
     engine = start_engine(model, run.train, dtype, world)
+    if is_split:  # no rank had the weights before
+        check_documents_are_apart(model, world.device, alone)
+    compile_layers(loaded, run.train)
     torch.manual_seed(run.train.seed + world.rank)  # ranks with other documents have other dropout and noise
     group = join_sequence_group(world, run.train.sequence_parallel)
-    return Session(run, world, engine, tokenizer, template, record, shapes, group, stop, heart, copies)
+    timings = Timings(run.folder, world.is_main)
+    return Session(run, world, engine, tokenizer, template, record, shapes, group, stop, heart, timings, copies)
 
 
 def check_validation(run: TrainingRun) -> None:

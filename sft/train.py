@@ -33,19 +33,20 @@ def train(run: TrainingRun, resuming: bool, world: World, signalled: Callable[[]
     clock = Clock()
     interval = Interval(run.plan.settings.max_length, world, clock)
     while not session.stop.reason and not session.why_over(progress):
-        session.heart.progress("training")
-        with clock.part("data"):
-            batches = session.batches(progress.step)
-        size = run.plan.size_of_step(progress.step)
-        rate = session.learning_rate(progress.step)
-        result = optimizer_step(session.engine, batches, size.weight, rate, world, clock)
-        progress = progress.after(size)
-        interval.add(result, size)
+        with session.timings.step():
+            session.heart.progress("training")
+            with clock.part("data"):
+                batches = session.batches(progress.step)
+            size = run.plan.size_of_step(progress.step)
+            rate = session.learning_rate(progress.step)
+            result = optimizer_step(session.engine, batches, size.weight, rate, world, clock)
+            progress = progress.after(size)
+            interval.add(result, size)
 
-        stopping = session.stop.ask()
-        due = what_is_due(progress.step, run.total_steps, run.train, run.evaluate, run.checkpoint, stopping)
-        if due.log:
-            session.log(progress, interval)
+            stopping = session.stop.ask()
+            due = what_is_due(progress.step, run.total_steps, run.train, run.evaluate, run.checkpoint, stopping)
+            if due.log:  # a GPU is waited for here
+                session.log(progress, interval)
         if due.evaluate:
             progress = session.evaluate(progress)
         if due.save or session.wants_checkpoint(progress):

@@ -14,6 +14,7 @@ from launcher import attempts
 from launcher.attempts import Budget, decide
 from launcher.jobs import STAGES, jobs_of
 from sft.exits import FINISHED, STOPPED
+from sft.timings import Timings
 
 BUDGET = Budget(max_failures=2, max_stops=3)
 
@@ -101,6 +102,14 @@ def test_the_lead_is_what_was_asked_for_or_half_of_a_short_limit(tmp_path: Path)
     attempts.write_budget(tmp_path, BUDGET, lead=20)
     assert attempts.begin(tmp_path, limit, job=1)[1] == pytest.approx(limit - 20, abs=2)
     assert attempts.budget_of(tmp_path) == BUDGET
+
+
+def test_the_lead_is_by_what_training_measured(tmp_path: Path) -> None:
+    assert attempts.lead_seconds(tmp_path) == 300
+    timings = Timings(tmp_path, writes=True)
+    timings.copied(400)
+    timings.write()
+    assert attempts.lead_seconds(tmp_path) == 60 + 2 * 400
 
 
 def test_starts_that_end_without_a_word_come_to_an_end(tmp_path: Path) -> None:

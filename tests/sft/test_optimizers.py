@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from data_tools.errors import UserError
 from sft.config import TrainConfig
-from sft.optimizers import make_optimizer, parameter_groups
+from sft.optimizers import check_muon, make_optimizer, parameter_groups
 from tests.sft.models import tiny_llama
 
 
@@ -40,3 +41,14 @@ def test_states_of_8_bits_need_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match="needs bitsandbytes"):
         make_optimizer([], TrainConfig(optimizer="adamw_8bit"))
+
+
+def test_embeddings_whose_names_deepspeed_does_not_know_are_no_matrices_for_muon() -> None:
+    muon = TrainConfig(optimizer="muon", max_grad_norm=None)
+    check_muon(tiny_llama(True), muon)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=8, n_embd=8, n_layer=1, n_head=2))
+    check_muon(model, TrainConfig())
+    with pytest.raises(UserError, match=r"DeepSpeed would take transformer\.wte, embedding or output layer, for"):
+        check_muon(model, muon)
+    model.requires_grad_(False)
+    check_muon(model, muon)

@@ -14,6 +14,7 @@ import torch
 
 from data_tools.errors import UserError
 from data_tools.store import TokenStore
+from launcher.attempts import lead_seconds
 from sft.progress import committed_checkpoints
 from sft.record import read_metrics
 from sft.stop import Stop, StopAsked, listen
@@ -132,6 +133,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(stage: int, store: TokenStore, chat_f
     assert first == second, "ranks agree"
     expected = outcome(tmp_path / "undisturbed")
     assert first["undisturbed"]["codes"] == [0] and len(expected[1]) == 3
+    assert lead_seconds(tmp_path / "undisturbed") != lead_seconds(tmp_path / "no run"), "it was measured"
     for name in names[1:]:
         lines, answers, logits = outcome(tmp_path / name.replace(" ", "-"))
         assert lines == expected[0], name

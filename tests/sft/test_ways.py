@@ -1,6 +1,7 @@
 """Every way to share out and keep a run trains what the plain one does: whole runs on two ranks, and resumed."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,12 +10,14 @@ import torch
 
 from data_tools.store import TokenStore
 from data_tools.tokenizer import load_tokenizer
+from sft.export import export_model
 from sft.model import load_model
 from sft.record import read_metrics
 from sft.run import TrainingRun
 from sft.trained import load_trained_model
 from sft.world import World
 from tests.ranks import run_ranks
+from tests.sft.models import tiny_llama
 from tests.sft.runs import MODEL, plan_run
 
 pytestmark = pytest.mark.slow
@@ -31,6 +34,7 @@ class Way(NamedTuple):
     bound: float = 0.0
     """Of the difference of losses, relative."""
     dtype: str = "float32"
+    lora: bool = False
 
 
 def zero(stage: int, **values: Any) -> dict[str, Any]:
@@ -38,6 +42,7 @@ def zero(stage: int, **values: Any) -> dict[str, Any]:
 
 
 MUON = {"optimizer": "muon", "max_grad_norm": None}
+SHARED_ROWS = {"sequence_parallel": 2}
 SUMS, ROUNDED = 1e-6, 2e-3
 """What sums in another order differ by, and what weights or gradients in bfloat16 do."""
 ON_CPU = {"offload_optimizer": "cpu"}
@@ -63,6 +68,13 @@ WAYS = {
     "bfloat16-1-all": Way({"pure_bfloat16": True, **zero(1)}, "bfloat16-2", ROUNDED, "bfloat16"),
     "bfloat16-2-all": Way({"pure_bfloat16": True, **zero(2)}, "bfloat16-2", ROUNDED, "bfloat16"),
     "bfloat16-3-all": Way({"pure_bfloat16": True, **zero(3)}, "bfloat16-2", ROUNDED, "bfloat16"),
+    "lora-2": Way(zero(2), lora=True),
+    "lora-2-shared-rows": Way({**SHARED_ROWS, **zero(2)}, "lora-2", SUMS, lora=True),
+    "lora-3-shared-rows": Way({**SHARED_ROWS, **zero(3)}, "lora-2", SUMS, lora=True),
+    "lora-muon-0": Way({**MUON, **zero(0)}, lora=True),
+    "lora-muon-2": Way({**MUON, **zero(2)}, "lora-muon-0", SUMS, lora=True),
+    "lora-muon-3": Way({**MUON, **zero(3)}, "lora-muon-0", SUMS, lora=True),
+    "lora-muon-2-shared-rows": Way({**MUON, **SHARED_ROWS, **zero(2)}, "lora-muon-0", SUMS, lora=True),
 }
 
 
@@ -91,12 +103,14 @@ def losses(run: Path) -> list[float]:
 
 def train_ways(ways: dict[str, Way], store: TokenStore, chat_file: Path, folder: Path) -> None:
     """A run of each, trained twice."""
+    tiny_llama(tied=True).save_pretrained(folder / "base")
     for name, way in ways.items():
+        model = {"path": str(folder / "base"), "lora": {"rank": 4}} if way.lora else {"config": MODEL}
         schedule = {"name": "constant_with_warmup", "warmup_steps": 0}
         train = {"packs_per_step": 6, "max_steps": STEPS, "learning_rate": RATE, "schedule": schedule, **way.train}
         answers = ["Hi"] if way.train["zero"]["stage"] == 3 else []
         sections: dict[str, Any] = {
-            "model": {"config": MODEL, "dtype": way.dtype},
+            "model": {**model, "dtype": way.dtype},
             "train": train,
             "evaluate": {"on_start": False, "samples": answers, "max_new_tokens": 2},
             "checkpoint": {"every": 2, "keep_last": 3},
@@ -107,34 +121,44 @@ def train_ways(ways: dict[str, Way], store: TokenStore, chat_file: Path, folder:
 
 
 @pytest.fixture(scope="module")
-def trained(store: TokenStore, chat_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all runs."""
-    folder = tmp_path_factory.mktemp("ways")
-    train_ways(WAYS, store, chat_file, folder)
-    return folder
+def trained(store: TokenStore, chat_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a run; all of a family are trained at the first question, by two processes of their own: dozens of
+    engines in one process come into each other's way.
+    """
+    folders: dict[str, Path] = {}
+
+    def folder_of(name: str) -> Path:
+        family = name.split("-")[0]
+        if family not in folders:
+            folders[family] = tmp_path_factory.mktemp(family)
+            ways = {other: way for other, way in WAYS.items() if other.split("-")[0] == family}
+            train_ways(ways, store, chat_file, folders[family])
+        return folders[family] / name
+
+    return folder_of
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_the_losses_are_those_of_the_plain_way(trained: Path, name: str) -> None:
-    way, found = WAYS[name], losses(trained / name)
+def test_the_losses_are_those_of_the_plain_way(trained: Callable[[str], Path], name: str) -> None:
+    way, found = WAYS[name], losses(trained(name))
     assert len(found) == STEPS + 1 and found[STEPS - 1] < found[0]
     if way.like:
-        expected = losses(trained / way.like)
+        expected = losses(trained(way.like))
         differences = [abs(one / other - 1) for one, other in zip(found, expected, strict=True)]
         assert max(differences) <= way.bound
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_a_resumed_run_has_the_same_losses_to_the_last_bit(trained: Path, name: str) -> None:
-    first, resumed = losses(trained / name / "first"), losses(trained / name)
+def test_a_resumed_run_has_the_same_losses_to_the_last_bit(trained: Callable[[str], Path], name: str) -> None:
+    first, resumed = losses(trained(name) / "first"), losses(trained(name))
     assert [loss.hex() for loss in resumed] == [loss.hex() for loss in first]
 
 
-def test_muon_turns_matrices_of_layers_and_adamw_moves_the_rest(trained: Path) -> None:
+def test_muon_turns_matrices_of_layers_and_adamw_moves_the_rest(trained: Callable[[str], Path]) -> None:
     """After one step from zero momentum: the larger singular values of a gradient are all about 1 in Muon's update
     (Newton and Schulz do not lift tiny ones so far), and entries of AdamW's are the rate, with either sign.
     """
-    run = TrainingRun.open(trained / "muon-2")
+    run = TrainingRun.open(trained("muon-2"))
     tokenizer = load_tokenizer(str(run.store.folder / "tokenizer"))
     before = load_model(run.model, tokenizer, run.store.vocab_size, 0, torch.float32, run.train.seed).state_dict()
     after = load_trained_model(run, run.checkpoints / "step-00000001", tokenizer, torch.float32).state_dict()
@@ -148,6 +172,11 @@ def test_muon_turns_matrices_of_layers_and_adamw_moves_the_rest(trained: Path) -
         assert values[len(values) // 3] > 0.6 and values.max() < 1.3, name
     for name in moved.keys() - matrices:
         assert moved[name].abs().max() <= 1.001 and moved[name].abs().max() > 0.99, name
+
+
+@pytest.mark.parametrize("name", ["lora-3-shared-rows", "lora-muon-2", "lora-muon-3"])
+def test_adapters_are_exported(trained: Callable[[str], Path], name: str) -> None:
+    export_model(TrainingRun.open(trained(name)))  # compares logits with those of training
 
 
 def test_parameters_may_wait_on_a_disk(store: TokenStore, chat_file: Path, tmp_path: Path) -> None:
