@@ -189,7 +189,7 @@ def test_a_time_limit_leads_to_a_checkpoint_and_back_into_the_queue(site: Site) 
     assert site.wait(job, 400) == "FAILED"  # no more stops are allowed
     history = site.attempts("limited")
     assert [(line.get("why"), line.get("code")) for line in history] == [(None, None), ("stopped", 85)] * 2
-    assert history[1]["step"] == history[2]["step"] > 3
+    assert history[1]["step"] == history[2]["step"] >= 1  # Slurm's warning may come a minute early
     assert history[3]["step"] > history[1]["step"]
     log = (site.folder / "runs" / "limited" / "logs" / f"train-{job}.out").read_text("utf-8")
     assert "going on when it is its turn" in log
