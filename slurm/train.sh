@@ -42,7 +42,9 @@ done
 say "the ranks ended with $code"
 next=$(once -m launcher.attempts end "$RUN_DIR" --code "$code" --asked "${asked:-no}") || exit "$code"
 tail -n 1 <<<"$next"
-if [[ $(tail -n 1 <<<"$next") == requeue* ]]; then
+# A job that Slurm is ending already (scancel) would come back; one that is preempted goes back by Slurm itself.
+state=$(squeue -h -t all -j "$SLURM_JOB_ID" -o %T) || state=
+if [[ $(tail -n 1 <<<"$next") == requeue* && $state != COMPLETING ]]; then
   scontrol requeue "$SLURM_JOB_ID" || fail "cannot go back into the queue; shardtune launch $RUN_DIR goes on"
   sleep 300  # Slurm ends this script
 fi
