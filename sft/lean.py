@@ -57,10 +57,12 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
         normalized = x.to(torch.float32) * scale
-        of_weight = (grad * normalized.to(x.dtype)).sum_to_size(weight.shape)
+        of_weight = None
+        if ctx.needs_input_grad[1]:  # beside adapters it is frozen
+            of_weight = (grad * normalized.to(x.dtype)).sum_to_size(weight.shape)
         inner = (grad * weight).to(torch.float32)
         along = (inner * normalized).mean(-1, keepdim=True)  # what moves along x leaves the result as it is
         return inner.sub_(normalized.mul_(along)).mul_(scale).to(x.dtype), of_weight, None

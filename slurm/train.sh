@@ -42,8 +42,9 @@ done
 say "the ranks ended with $code"
 next=$(once -m launcher.attempts end "$RUN_DIR" --code "$code" --asked "${asked:-no}") || exit "$code"
 tail -n 1 <<<"$next"
-# A job that Slurm is ending already (scancel) would come back; one that is preempted goes back by Slurm itself.
+# What Slurm ends before the limit is cancelled, and must not come back, or preempted, and goes back by Slurm itself.
 state=$(squeue -h -t all -j "$SLURM_JOB_ID" -o %T) || state=
+[[ $limit && $(date +%s) -ge $limit ]] && state=TIMEOUT
 if [[ $(tail -n 1 <<<"$next") == requeue* && $state != COMPLETING ]]; then
   scontrol requeue "$SLURM_JOB_ID" || fail "cannot go back into the queue; shardtune launch $RUN_DIR goes on"
   sleep 300  # Slurm ends this script

@@ -176,7 +176,8 @@ def test_muon_turns_matrices_of_layers_and_adamw_moves_the_rest(trained: Callabl
 
 @pytest.mark.parametrize("name", ["lora-3-shared-rows", "lora-muon-2", "lora-muon-3"])
 def test_adapters_are_exported(trained: Callable[[str], Path], name: str) -> None:
-    export_model(TrainingRun.open(trained(name)))  # compares logits with those of training
+    model = export_model(TrainingRun.open(trained(name)))  # compares logits with those of training
+    assert (model / "model.safetensors").exists()
 
 
 def test_parameters_may_wait_on_a_disk(store: TokenStore, chat_file: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -194,6 +195,40 @@ def test_a_time_limit_leads_to_a_checkpoint_and_back_into_the_queue(site: Site) 
     log = (site.folder / "runs" / "limited" / "logs" / f"train-{job}.out").read_text("utf-8")
     assert "going on when it is its turn" in log
     assert "cluster.requeue.max_stops is 1" in log
+
+
+def test_a_rank_that_is_held_up_until_the_limit_is_late_but_goes_on(site: Site) -> None:
+    limited = {"nodes": 2, "cpus_per_rank": 1, "time": "00:01:00", "lead": 1, "requeue": {"max_stops": 1}}
+    config = site.write("late", train={"max_steps": 100_000, "log_every": 100}, cluster=limited)
+    job = site.launch(config, "--stages", "prepare,train")["train"]
+    run = site.folder / "runs" / "late"
+    site.until(lambda: (run / "checkpoints" / "step-00000003").exists())
+    os.kill(_ranks(run)[0], signal.SIGSTOP)  # until Slurm ends the job, which wakes it
+    site.until(lambda: len(site.attempts("late")) > 2, 240)
+    log = (run / "logs" / f"train-{job}.out").read_text("utf-8")
+    assert "DUE TO TIME LIMIT" in log
+    assert site.attempts("late")[1]["code"] == 85
+    assert site.attempts("late")[2]["step"] >= 3
+    site.shardtune("cancel", "late")
+    assert site.wait(job) == "CANCELLED"
+
+
+def test_a_preempted_run_saves_and_goes_on(site: Site) -> None:
+    taken = {"nodes": 2, "cpus_per_rank": 1, "time": "00:10:00", "partition": "low"}
+    config = site.write("polite", train={"max_steps": 1500, "log_every": 100}, cluster=taken)
+    job = site.launch(config, "--stages", "prepare,train")["train"]
+    site.until(lambda: (site.folder / "runs" / "polite" / "checkpoints" / "step-00000003").exists())
+    urgent = site.slurm.submit("--partition=main", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 5")
+    assert site.wait(urgent) == "COMPLETED"
+    assert site.wait(job) == "COMPLETED"
+    history = site.attempts("polite")
+    assert [(line.get("why"), line.get("code")) for line in history] == [
+        (None, None),
+        ("stopped", 85),
+        (None, None),
+        ("finished", 0),
+    ]
+    assert history[2]["step"] == history[1]["step"] >= 3
 
 
 def test_a_crash_loop_stops_after_one_start_and_cancels_what_waits(site: Site) -> None:
