@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from launcher.backends.kubernetes_manifest import manifest
-from launcher.cli import main
 from launcher.cluster import ClusterConfig
 from launcher.plain_yaml import plain_yaml
 from tests.conftest import chats, write_jsonl
 from tests.kubernetes.conftest import Kubernetes, claim
 from tests.launcher.chains import chain
+from tests.launcher.commands import error, run
 from tests.launcher.test_kubernetes_manifest import CASES, groups
 
 JOB = "rayjobs.ray.io"
@@ -36,20 +36,6 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(values), "utf-8")
     return path
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
-    code = main([*map(str, arguments), "--json"])
-    said = capsys.readouterr()
-    assert code == 0, said.err
-    return json.loads(said.out.splitlines()[-1])
-
-
-def error(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    assert main(list(map(str, arguments))) == 1
-    said = capsys.readouterr().err
-    assert said.count("error:") == 1
-    return " ".join(said.split())
 
 
 def test_without_kuberay_it_says_so(

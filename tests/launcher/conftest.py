@@ -1,8 +1,11 @@
 """A run that takes seconds: small chats, a small model, two ranks."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.launcher.chains import GOLDEN
 
 RECIPE = """\
 name: tiny
@@ -30,3 +33,15 @@ def recipe(tmp_path: Path, chat_file: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(RECIPE.format(folder=tmp_path, chats=chat_file), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def is_golden(pytestconfig: pytest.Config) -> Callable[[str, str], None]:
+    """Compares a text with that of a golden file, or writes it anew."""
+
+    def compare(file: str, text: str) -> None:
+        if pytestconfig.getoption("--update-golden"):
+            (GOLDEN / file).write_text(text, "utf-8")
+        assert text == (GOLDEN / file).read_text("utf-8")
+
+    return compare

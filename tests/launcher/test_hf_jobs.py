@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from launcher.cli import main
 from launcher.cluster import ClusterConfig
 from launcher.environment import packed_files
 from tests.conftest import chats, write_jsonl
-from tests.launcher.chains import GOLDEN, HOSTILE, chain
+from tests.launcher.chains import HOSTILE, chain
+from tests.launcher.commands import error, run
 from tests.launcher.jobs_server import ROOT, TOKEN, Jobs, serving_jobs
 
 HF = {"image": "registry.example/shardtune-gpu:0.1", "flavor": "cpu-basic", "bucket": "me/runs"}
@@ -46,13 +47,10 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_request_is_that_of_the_golden_file(name: str, pytestconfig: pytest.Config) -> None:
+def test_a_request_is_that_of_the_golden_file(name: str, is_golden: Callable[[str, str], None]) -> None:
     cluster = ClusterConfig.model_validate(CASES[name])
     (text,) = {text for _, text in render(chain(cluster, variables=(("HF_ENDPOINT", "https://hub"),))).values()}
-    golden = GOLDEN / f"hf_jobs_{name}.json"
-    if pytestconfig.getoption("--update-golden"):
-        golden.write_text(text, "utf-8")
-    assert text == golden.read_text("utf-8")
+    is_golden(f"hf_jobs_{name}.json", text)
 
 
 @pytest.mark.parametrize(
@@ -128,20 +126,6 @@ def jobs(config: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
 
 
 waiting = pytest.mark.parametrize("jobs", ["waiting"], indirect=True)
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
-    code = main([*map(str, arguments), "--json"])
-    said = capsys.readouterr()
-    assert code == 0, said.err
-    return json.loads(said.out.splitlines()[-1])
-
-
-def error(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    assert main(list(map(str, arguments))) == 1
-    said = capsys.readouterr().err
-    assert said.count("error:") == 1
-    return " ".join(said.split())
 
 
 @pytest.mark.slow

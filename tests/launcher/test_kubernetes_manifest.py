@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,9 @@ def closed(part: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_manifest_is_that_of_the_golden_file(name: str, request: pytest.FixtureRequest) -> None:
+def test_a_manifest_is_that_of_the_golden_file(name: str, is_golden: Callable[[str, str], None]) -> None:
     (text,) = {text for _, text in render(made(CASES[name])).values()}
-    golden = GOLDEN / f"kubernetes_{name}.yaml"
-    if request.config.getoption("--update-golden"):
-        golden.write_text(text, "utf-8")
-    assert text == golden.read_text("utf-8")
+    is_golden(f"kubernetes_{name}.yaml", text)
 
 
 @pytest.mark.parametrize("name", CASES)

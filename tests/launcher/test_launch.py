@@ -3,7 +3,6 @@
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -12,6 +11,7 @@ from launcher.cli import main
 from launcher.config import load_run
 from launcher.sweep import sweep_points
 from tests.conftest import chats, write_jsonl
+from tests.launcher.commands import run
 
 
 @pytest.fixture
@@ -35,11 +35,6 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(values), "utf-8")
     return path
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
-    assert main([*map(str, arguments), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
 
 
 def states(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import json
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,9 @@ def made(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_yaml_is_that_of_the_golden_file(name: str, request: pytest.FixtureRequest) -> None:
+def test_the_yaml_is_that_of_the_golden_file(name: str, is_golden: Callable[[str, str], None]) -> None:
     text = plain_yaml(made(name))
-    golden = GOLDEN / f"ray_{name}.yaml"
-    if request.config.getoption("--update-golden"):
-        golden.write_text(text, "utf-8")
-    assert text == golden.read_text("utf-8")
+    is_golden(f"ray_{name}.yaml", text)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,6 +1,7 @@
 """Scripts for sbatch: as the golden files, valid bash, and nothing in a configuration can become a command."""
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from data_tools.errors import UserError
 from launcher.backends import slurm_script
 from launcher.cluster import ClusterConfig
-from tests.launcher.chains import GOLDEN, HOSTILE, chain
+from tests.launcher.chains import HOSTILE, chain
 
 CASES: dict[str, dict[str, Any]] = {
     "gpus": {
@@ -58,14 +59,11 @@ def head(script: str) -> str:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_scripts_are_those_of_the_golden_file(name: str, request: pytest.FixtureRequest) -> None:
+def test_scripts_are_those_of_the_golden_file(name: str, is_golden: Callable[[str, str], None]) -> None:
     cluster = ClusterConfig.model_validate({"secrets": "/home/me/secrets.env", **CASES[name]})
     scripts = slurm_script.render(chain(cluster, runs=3 if name == "gres_and_array" else 1))
     text = "\n".join(f"── {file}\n{head(script)}" for file, script in scripts.values())
-    golden = GOLDEN / f"slurm_{name}.txt"
-    if request.config.getoption("--update-golden"):
-        golden.write_text(text, "utf-8")
-    assert text == golden.read_text("utf-8")
+    is_golden(f"slurm_{name}.txt", text)
 
 
 @pytest.mark.parametrize("name", CASES)
