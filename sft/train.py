@@ -14,7 +14,7 @@ from data_tools.errors import UserError
 from sft.clock import Clock
 from sft.due import what_is_due
 from sft.engine import optimizer_step
-from sft.exits import FAILED, FINISHED, STOPPED
+from sft.exits import FAILED, FINISHED, STOPPED, exit_now
 from sft.metrics import Interval
 from sft.run import TrainingRun
 from sft.start import start_session
@@ -67,7 +67,7 @@ def main() -> int:
         code = train(run, arguments.resume, world, signalled)
         world.leave()
         stop_listening()
-        return code
+        exit_now(code)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return FAILED

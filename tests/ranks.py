@@ -50,6 +50,7 @@ def run_ranks(ranks: int, function: str, **arguments: Any) -> list[Any]:
 def _call(function: str, arguments: str, result: str) -> None:
     import importlib
 
+    from sft.exits import exit_now
     from sft.world import join_world
 
     module, name = function.split(":")
@@ -57,6 +58,7 @@ def _call(function: str, arguments: str, result: str) -> None:
     value = getattr(importlib.import_module(module), name)(world, **json.loads(arguments))
     Path(result).write_text(json.dumps(value), encoding="utf-8")
     world.leave()
+    exit_now(0)
 
 
 if __name__ == "__main__":
