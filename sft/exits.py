@@ -19,11 +19,11 @@ that one hangs, and said which."""
 
 
 def exit_now(code: int) -> NoReturn:
-    """End a rank that has finished its work: hooks of the exit run (trackers send their rest in them), but
-    the interpreter is not taken apart.
+    """End a rank: hooks of the exit run (trackers send their rest in them), but the interpreter is not taken apart.
 
     Threads of gloo and of autograd outlive the process group; one that lets go of a Python object while Python goes
     down aborts the process ("terminate called without an active exception"), and a finished run would count as failed.
+    And pools of threads take no more work once Python goes down, where MLflow needs one for the last metrics.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()

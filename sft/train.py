@@ -67,11 +67,11 @@ def main() -> int:
         code = train(run, arguments.resume, world, signalled)
         world.leave()
         stop_listening()
-        exit_now(code)
+        return code
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return FAILED
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_now(main())

@@ -20,6 +20,7 @@ AGAIN = [(3, {"loss": 2.5, "loss/chats": 2.5})]
 SCRIPT = """
 import json, sys
 from pathlib import Path
+from sft.exits import exit_now
 from sft.run import TrainingRun
 from sft.trackers import Trackers
 folder, name, ids, step, lines = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
@@ -27,6 +28,7 @@ trackers = Trackers([name], TrainingRun.open(Path(folder)), ids, step)
 for at, values in lines:
     trackers.send(at, values)
 print("IDS", json.dumps(trackers.ids))
+exit_now(0)  # as ranks do
 """
 
 
