@@ -3,6 +3,7 @@
 import shutil
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
@@ -73,8 +74,7 @@ def write_store(
     rejects = gather_rejects(store, rejects_files(store, records))
     if not any(record.documents for record in records):
         raise UserError(f"no row became a document; {top_reasons(reject_reasons(rejects))}; all of them: {rejects}")
-    index = pa.concat_tables(read_unit_index(store, record) for record in records).combine_chunks()
-    write_arrow(folder / "index.arrow", INDEX_SCHEMA, index.to_batches())
+    write_arrow(folder / "index.arrow", INDEX_SCHEMA, [_whole_index(store, records)])
     of_source = [[record for record in records if record.source == number] for number in range(len(sources))]
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -98,6 +98,20 @@ def write_store(
     write_manifest(folder, manifest)
     store.push("index.arrow", MANIFEST)
     remove_units(store)
+
+
+def _whole_index(store: Mirror, records: list[UnitRecord]) -> pa.RecordBatch:
+    """The index rows of all units as one batch; one unit's file at a time is mapped, which counts as memory too."""
+    columns = [
+        np.empty(sum(record.documents for record in records), field.type.to_pandas_dtype()) for field in INDEX_SCHEMA
+    ]
+    first = 0
+    for record in records:
+        part = read_unit_index(store, record)
+        for column, values in zip(columns, part.columns, strict=True):
+            column[first : first + len(part)] = values.to_numpy()
+        first += len(part)
+    return pa.record_batch([pa.array(column) for column in columns], INDEX_SCHEMA)
 
 
 def remove_units(store: Mirror) -> None:

@@ -113,5 +113,5 @@ def rejects_files(store: Mirror, records: list[UnitRecord]) -> Iterator[Path]:
 
 
 def read_unit_index(store: Mirror, record: UnitRecord) -> pa.Table:
-    """The index rows of a finished unit, memory-mapped: those of all are held at once; raises what `unit_file` does."""
+    """The index rows of a finished unit, memory-mapped; raises what `unit_file` does."""
     return pa.ipc.open_file(pa.memory_map(str(unit_file(store, record, index_name(record.unit))))).read_all()
