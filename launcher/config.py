@@ -128,6 +128,8 @@ def save_run(config: RunConfig) -> None:
         values["data"]["store"] = None if inside else str(config.store.absolute())
     for section, key in (("model", "path"), ("data", "tokenizer"), ("data", "chat_template")):
         values[section][key] = _absolute(values[section][key])
+    if lora := values["model"]["lora"]:
+        lora["start_from"] = _absolute(lora["start_from"], always=True)
     copies = values["checkpoint"]["copy_to"]
     values["checkpoint"]["copy_to"] = _absolute(copies, always=not is_remote(copies or ""))
     for source in values["data"]["sources"]:

@@ -43,11 +43,17 @@ def require_model(config: RunConfig) -> None:
 
 
 def check_model_path(config: RunConfig) -> None:
-    """A model that is neither here nor can be on the hub.
+    """A model that is neither here nor can be on the hub, and adapters that are not here.
 
     Raises:
         UserError: it is so.
     """
+    lora = config.model.lora
+    if lora is not None and lora.start_from is not None and not Path(lora.start_from).is_dir():
+        raise UserError(
+            f"model.lora.start_from: there is no folder {lora.start_from}{near_path(lora.start_from)}; "
+            f"`shardtune export RUN --adapter` writes adapter/ into a run's folder"
+        )
     path = config.model.path
     if path is not None and not is_hub_id(path) and not Path(path).exists():
         raise UserError(

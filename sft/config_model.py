@@ -23,6 +23,8 @@ class LoraConfig(Section):
     of whole names."""
     embeddings: bool | None = None
     """Train embedding and output layer, too, all of their rows; by default where `data.special_tokens` are new."""
+    start_from: Location | None = Field(None, examples=["runs/first/adapter"])
+    """A folder with adapters that peft wrote, as `export --adapter` does: they are trained on, in place of new ones."""
 
 
 class ModelConfig(Section):

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data_tools.chat import ChatTemplate
 from data_tools.errors import UserError
 from data_tools.tokenizer import load_tokenizer, template_of
+from sft.adapter import fill_adapters
 from sft.attention import check_heads, choose_attention
 from sft.copies import Copies
 from sft.engine import check_offload, start_engine
@@ -16,7 +17,7 @@ from sft.heartbeat import Heart
 from sft.hollow import hollow_model, share_what_is_no_parameter
 from sft.layers import check_compiler, check_liger, compile_layers, forget_activations, use_liger
 from sft.lean import keep_less
-from sft.lora import add_lora, check_packages, check_quantize
+from sft.lora import add_lora, check_packages, check_quantize, trains_embeddings
 from sft.model import PackedCausalLM, check_length, compute_dtype, load_config, load_model, model_hash
 from sft.optimizers import check_muon
 from sft.record import RunRecord
@@ -47,7 +48,9 @@ def _load(run: TrainingRun, tokenizer: PreTrainedTokenizerBase, dtype: torch.dty
     else:
         loaded = load_model(model, tokenizer, vocab_size, added, dtype, run.train.seed)
     if model.lora is not None:
-        add_lora(loaded, model.lora, added)
+        view = add_lora(loaded, model.lora, added)
+        if model.lora.start_from is not None and not (is_split and not world.is_main):
+            fill_adapters(view, model.lora, trains_embeddings(model.lora, added))
     if is_split:
         share_what_is_no_parameter(loaded, world)
     return loaded

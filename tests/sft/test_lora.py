@@ -15,9 +15,10 @@ from data_tools.errors import UserError
 from data_tools.prepare import prepare
 from data_tools.store import TokenStore
 from launcher.config import RunConfig, save_run
+from sft.adapter import fill_adapters
 from sft.config_model import LoraConfig, ModelConfig
 from sft.export import export_model
-from sft.lora import add_lora, check_packages, check_quantize
+from sft.lora import add_lora, check_packages, check_quantize, trains_embeddings
 from sft.model import PackedCausalLM
 from sft.progress import read_progress
 from sft.run import TrainingRun
@@ -214,6 +215,55 @@ def test_adapters_go_on_with_other_ranks_and_another_stage(
     progress = read_progress(sorted((run / "checkpoints").iterdir())[-1])
     assert (progress.ranks, progress.zero_stage) == (1, 3)
     export_model(TrainingRun.open(run))
+
+
+@pytest.fixture(scope="module")
+def earlier(new_store: TokenStore, chat_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of adapters and embeddings, exported; its first loss is not its last."""
+    run = make_run(tmp_path_factory.mktemp("earlier"), new_store, chat_file, True, {}, {"zero": {"stage": 0}})
+    assert run_ranks(1, "tests.sft.test_lora:train_run", run=str(run), resuming=False) == [0]
+    export_model(TrainingRun.open(run), adapter=True)
+    return run
+
+
+def test_a_run_begins_with_the_adapters_of_an_earlier_one(
+    earlier: Path, new_store: TokenStore, chat_file: Path, tmp_path: Path
+) -> None:
+    first = {}
+    for stage, ranks in ((0, 1), (3, 2)):
+        model = {"lora": {"rank": 4, "start_from": str(earlier / "adapter")}}
+        train = {"zero": {"stage": stage}, "max_steps": 2}
+        run = make_run(tmp_path / str(stage), new_store, chat_file, True, model, train)
+        assert run_ranks(ranks, "tests.sft.test_lora:train_run", run=str(run), resuming=False) == [0] * ranks
+        first[stage] = float.fromhex(losses(run)[0])
+    assert first[3] == pytest.approx(first[0], rel=1e-6), "ranks without weights get the adapters, too"
+    assert first[0] < 0.99 * float.fromhex(losses(earlier)[0])
+
+
+@pytest.mark.parametrize(
+    ("asked", "added", "words"),
+    [
+        ({"rank": 8}, 2, "it has rank 4, model.lora.rank is 8; set model.lora.rank=4"),
+        ({"rank": 4, "alpha": 16}, 2, "it has alpha 32, model.lora.alpha is 16"),
+        ({"rank": 4, "target": ["q_proj"]}, 2, "has no place; model.lora.target and embeddings must be what it has"),
+        ({"rank": 4, "embeddings": False}, 2, "lm_head.* has no place"),
+        ({"rank": 4}, 0, "lm_head.* has no place"),
+        (
+            {"rank": 4, "embeddings": True},
+            0,
+            r"(embed_tokens|lm_head).weight has the shape \(402, 32\), the model needs \(400, 32\)",
+        ),
+        ({"rank": 4, "start_from": "nowhere"}, 2, "nowhere: no adapter_config.json is there"),
+    ],
+)
+def test_other_adapters_are_refused(asked: dict[str, Any], added: int, words: str, earlier: Path) -> None:
+    lora = LoraConfig.model_validate({"start_from": str(earlier / "adapter"), **asked})
+    model = tiny_llama(tied=True)
+    if added:
+        model.resize_token_embeddings(402)
+    view = add_lora(model, lora, added)
+    with pytest.raises(UserError, match=words):
+        fill_adapters(view, lora, trains_embeddings(lora, added))
 
 
 def trained_of(run: TrainingRun) -> list[torch.Tensor]:
