@@ -148,8 +148,8 @@ def read_attempts(run: Path) -> list[dict[str, Any]]:
 
 def committed_step(run: Path) -> int:
     """The step of the newest committed checkpoint; -1: there is none."""
-    found = run.glob("checkpoints/step-*/commit.json")
-    return max((int(path.parent.name.removeprefix("step-")) for path in found), default=-1)
+    names = (path.parent.name.removeprefix("step-") for path in run.glob("checkpoints/step-*/commit.json"))
+    return max((int(name) for name in names if name.isdigit()), default=-1)  # others are not whole, or damaged
 
 
 def lead_seconds(run: Path) -> float:

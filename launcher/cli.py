@@ -50,7 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         return _failed(str(error), "--json" in arguments, exit_code=2)
     for signal_number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signal_number, _leave)  # by an exception, so that ranks are stopped on the way out
+        if signal.getsignal(signal_number) is not signal.SIG_IGN:  # as SIGHUP below nohup
+            signal.signal(signal_number, _leave)  # by an exception, so that ranks are stopped on the way out
     quiet_libraries()
     try:
         facts = _run(options, Console(stderr=options.json, soft_wrap=True))

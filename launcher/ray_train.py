@@ -16,8 +16,6 @@ from launcher.run_folder import read_status
 from sft.exits import FAILED, FINISHED, STOPPED
 
 _MISTAKE = Path("jobs") / "mistake.txt"
-_TIMEOUT = 60
-"""Seconds by which the process group waits longer than the heartbeat, which knows more."""
 
 
 def train_on_ray(folder: Path, cluster: ClusterConfig, ranks: int) -> int:
@@ -31,6 +29,7 @@ def train_on_ray(folder: Path, cluster: ClusterConfig, ranks: int) -> int:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    from sft.heartbeat import longest_wait
     from sft.run import TrainingRun
 
     resources = {"CPU": float(cluster.cpus_per_rank or 1)}
@@ -39,7 +38,7 @@ def train_on_ray(folder: Path, cluster: ClusterConfig, ranks: int) -> int:
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"folder": str(folder), "secrets": cluster.secrets},
-        torch_config=TorchConfig(timeout_s=round(TrainingRun.open(folder).train.hang_timeout) + _TIMEOUT),
+        torch_config=TorchConfig(timeout_s=round(longest_wait(TrainingRun.open(folder).train.hang_timeout))),
         scaling_config=ScalingConfig(
             num_workers=ranks,
             use_gpu=bool(cluster.gpus_per_node),
@@ -66,6 +65,7 @@ def _worker(settings: dict[str, Any]) -> None:
     """One rank. Ray has set RANK and its like, and started the process group."""
     from ray.train import get_context
 
+    from sft.heartbeat import longest_wait
     from sft.run import TrainingRun
     from sft.train import train
     from sft.world import join_world
@@ -77,7 +77,7 @@ def _worker(settings: dict[str, Any]) -> None:
         _begin(folder)
     try:
         run = TrainingRun.open(folder)
-        world = join_world(run.train.hang_timeout + _TIMEOUT)
+        world = join_world(longest_wait(run.train.hang_timeout))
         code = train(run, resuming=True, world=world, signalled=lambda: False)
     except UserError as error:  # the driver says it; Ray would give the traceback of each start
         write_text(folder / _MISTAKE, str(error))

@@ -12,6 +12,7 @@ from data_tools.errors import UserError
 from data_tools.mirror import open_store
 from data_tools.plan import PLAN, PlanSettings, read_plan
 from launcher.config import RUN_FILE, RunConfig, load_run
+from sft.progress import committed_checkpoints
 from sft.record import STATUS, read_metrics
 
 _MAY_CHANGE = {
@@ -56,7 +57,7 @@ def _check_copies(config: RunConfig, resuming: bool) -> None:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest committed checkpoint of a run."""
-    return max((record.parent for record in folder.glob("checkpoints/step-*/commit.json")), default=None)
+    return max(committed_checkpoints(folder / "checkpoints"), default=None)
 
 
 def check_same_run(config: RunConfig) -> None:

@@ -29,9 +29,10 @@ from data_tools.store import fsync_folder, write_json
 from sft.config import TrainConfig
 from sft.config_watch import CheckpointConfig
 from sft.copies import Copies
-from sft.digests import COMMIT, describe_files, find_damage, from_main, gathered
+from sft.digests import COMMIT, describe_files, from_main, gathered
 from sft.elastic import check_convertible, layout_of, load_other_split, read_layout, state_bytes
 from sft.engine import STATE_FOLDER, load_engine, save_engine
+from sft.newest import bring, newest_good_checkpoint
 from sft.progress import Progress, best_checkpoint, checkpoint_path, committed_checkpoints, read_progress
 from sft.world import World
 
@@ -51,11 +52,11 @@ def commit_checkpoint(engine: Any, folder: Path, progress: Progress, probe: dict
     """
     final = checkpoint_path(folder, progress.step)
     partial = final.with_name(final.name + ".partial")
-    if world.is_main:
-        for left in folder.glob("step-*.partial"):  # of a run that was killed
+    if world.keeps_folder:
+        for left in (*folder.glob("step-*.partial"), *folder.glob("step-*.replaced")):  # of a run that was killed
             shutil.rmtree(left)
         partial.mkdir(parents=True)
-    check_room(folder, int(world.sum(state_bytes(engine))[0]), world)
+    check_room(folder, state_bytes(engine), world)
     with _writing(partial):
         save_engine(engine, partial)
         torch.save({**_random_states(), "layout": _plain(layout_of(engine))}, partial / f"rank-{world.rank:05d}.pt")
@@ -63,11 +64,15 @@ def commit_checkpoint(engine: Any, folder: Path, progress: Progress, probe: dict
             torch.save(probe, partial / "probe.pt")
     world.barrier()
     files = describe_files(partial, world)
-    if world.is_main:
-        write_json(partial / COMMIT, {**asdict(progress), "files": files})
-        shutil.rmtree(final, ignore_errors=True)
+    record = from_main(world, {**asdict(progress), "files": files})
+    if world.keeps_folder:
+        write_json(partial / COMMIT, record)
+        before = final.with_name(final.name + ".replaced")
+        if final.exists():  # it is evaluated now; until this one has its name, that one may be all there is
+            os.rename(final, before)
         os.rename(partial, final)
         fsync_folder(folder)
+        shutil.rmtree(before, ignore_errors=True)
     world.barrier()
     return final
 
@@ -81,21 +86,30 @@ def delete_old(folder: Path, settings: CheckpointConfig, used: Collection[Path])
     kept = {*used, best_checkpoint(folder) if settings.keep_best else None}
     for old in committed_checkpoints(folder)[: -settings.keep_last]:
         if old not in kept:
-            shutil.rmtree(old)
+            left = old.with_name(old.name + ".replaced")  # what a kill leaves half deleted has no name of a checkpoint
+            os.rename(old, left)
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def check_room(folder: Path, needed: int, world: World) -> None:
-    """Look for room before anything is written; all ranks call it.
+    """Look for room before anything is written; all ranks call it, and come to the same answer.
+
+    Args:
+        needed: bytes that this rank will write.
 
     Raises:
         UserError: there is too little.
     """
-    free = from_main(world, shutil.disk_usage(folder).free if world.is_main else None)
-    if free < needed + _SPARE_BYTES:
-        raise UserError(
-            f"{folder} has room for {free / 1e9:,.2f} GB, and a checkpoint needs {needed / 1e9:,.2f} GB; "
-            f"make room there (or lower checkpoint.keep_last), and go on with --resume"
-        )
+    parts = gathered(world, needed)
+    needed_here = sum(parts[rank] for rank in world.ranks_here)
+    free = shutil.disk_usage(folder).free
+    trouble = (
+        f"{folder} has room for {free / 1e9:,.2f} GB, and a checkpoint needs {needed_here / 1e9:,.2f} GB; "
+        f"make room there (or lower checkpoint.keep_last), and go on with --resume"
+    )
+    short = gathered(world, trouble if free < needed_here + _SPARE_BYTES else "")
+    if any(short):
+        raise UserError(next(filter(None, short)))
 
 
 @contextmanager
@@ -145,6 +159,8 @@ def resume(
         if world.is_main:
             here = f"{world.size} rank{'s' * (world.size > 1)} with stage {train.zero.stage}"
             print(f"{path} was written by {written}; its parts are put together for {here}", flush=True)
+        if world.here is not None and (trouble := bring(path.name, folder, world, copies)):
+            raise UserError(f"the parts of {path} on other nodes are needed and could not be fetched: {trouble}")
         layouts = [read_layout(torch.load(file, weights_only=True)["layout"]) for file in files]
         load_other_split(engine, path / STATE_FOLDER, layouts, progress.zero_stage)
     if own is not None:
@@ -158,68 +174,6 @@ def resume(
 def _is_split_alike(engine: Any, progress: Progress, own: Any, train: TrainConfig, world: World) -> bool:
     alike = (progress.zero_stage, progress.ranks) == (train.zero.stage, world.size)
     return all(gathered(world, alike and own is not None and read_layout(own["layout"]) == layout_of(engine)))
-
-
-def newest_good_checkpoint(folder: Path, world: World, copies: Copies | None = None) -> Path | None:
-    """The newest checkpoint whose files are what was written; newer ones are renamed to `….damaged`.
-
-    Copies of newer checkpoints than there are here are fetched. All ranks call it, and find the same one.
-
-    Raises:
-        UserError: there are checkpoints, but all are damaged, or copies that may be there cannot be reached.
-    """
-    there, trouble = from_main(world, _copied(copies))
-    damaged = False
-    while True:
-        here: list[Path] = from_main(world, committed_checkpoints(folder))
-        if there and (not here or there[-1] > here[-1].name):
-            trouble = bring(there.pop(), folder, world, copies)
-        elif not here:
-            break
-        elif (damage := find_damage(here[-1], world)) is None:
-            return here[-1]
-        else:
-            _put_aside(here[-1], damage, world)
-            damaged = True
-    if trouble:
-        raise UserError(f"{folder} has no good checkpoint, and none could be fetched: {trouble}")
-    if damaged:
-        raise UserError(f"all checkpoints in {folder} were damaged; delete them to begin again")
-    return None
-
-
-def _copied(copies: Copies | None) -> tuple[list[str], str]:
-    """The names of copies, and why they cannot be told."""
-    if copies is None:
-        return [], ""
-    try:
-        return copies.names(), ""
-    except UserError as error:
-        print(f"{error}; going on with what is here", flush=True)
-        return [], str(error)
-
-
-def bring(name: str, folder: Path, world: World, copies: Copies | None) -> str:
-    """Fetch a copy into the folder of checkpoints; returns why it could not be. No rank waits for it in one collective,
-    which would end after a time.
-    """
-    if copies is not None:
-        print(f"fetching {name} from {copies.location}", flush=True)
-        copies.bring(name, folder)
-    while world.max(int(copies is not None and copies.wait(1.0))):
-        pass
-    trouble: str = from_main(world, copies.trouble if copies is not None else "")
-    if trouble and world.is_main:
-        print(f"{name} was not fetched: {trouble}; trying the one before", flush=True)
-    return trouble
-
-
-def _put_aside(checkpoint: Path, damage: str, world: World) -> None:
-    if world.is_main:
-        print(f"{checkpoint} is damaged ({damage}); trying the one before", flush=True)
-        shutil.rmtree(aside := checkpoint.with_name(checkpoint.name + ".damaged"), ignore_errors=True)
-        os.rename(checkpoint, aside)
-    world.barrier()
 
 
 def _plain(layout: Any) -> Any:

@@ -121,7 +121,7 @@ class TrainConfig(Section):
     log_every: int = Field(1, ge=1)
     """Steps between lines of metrics.jsonl."""
     hang_timeout: float = Field(600.0, gt=0)
-    """Seconds without progress after which a run ends and names the ranks that hang; longer than saving takes."""
+    """Seconds without progress after which a run ends and names the ranks that hang."""
 
     @model_validator(mode="after")
     def _belong_together(self) -> "TrainConfig":

@@ -53,3 +53,12 @@ class CheckpointConfig(Section):
     copy_to: Location | None = Field(None, examples=["s3://bucket/runs"])
     """A URI or folder for copies of checkpoints, which are made while training goes on; each run has a folder of its
     name there. `--resume` takes the newest, wherever it is."""
+    node_local: bool = False
+    """Whether the run's folder is another one on each node, on a disk of its own: a node keeps there what its ranks
+    wrote, and what counts is what `copy_to` has."""
+
+    @model_validator(mode="after")
+    def _node_local_copies(self) -> "CheckpointConfig":
+        if self.node_local and self.copy_to is None:
+            raise ValueError("node_local needs a place where the nodes' parts come together; set checkpoint.copy_to")
+        return self

@@ -6,8 +6,12 @@
 
 A thread of the main rank makes them while training goes on, one at a time; one that waits gives way to a newer one. A
 copy has its commit record when it has all else, and loses it before all else: half a copy is none.
+
+With `checkpoint.node_local` every node copies its part, and a seal when it is there: checkpoints/step-00000200/parts/….
+The main rank waits for all seals before it puts the commit record.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -16,14 +20,16 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from data_tools.errors import UserError
 from data_tools.store import atomically
 from sft.config_watch import CheckpointConfig
-from sft.digests import COMMIT, file_names
+from sft.digests import COMMIT, file_names, read_by, what_is_wrong, writer
 from sft.elsewhere import Elsewhere
 from sft.progress import best_checkpoint, best_of, committed_checkpoints
 from sft.record import METRICS
+from sft.world import World
 
 SETTING = "checkpoint.copy_to"
 CHECKPOINTS = "checkpoints"
@@ -31,28 +37,38 @@ RUN_FILE = "run.yaml"
 _ALONG = (RUN_FILE, METRICS)
 """What of a run's folder is copied beside."""
 _FILE = re.compile(rf"{CHECKPOINTS}/(step-\d+)/(.+)")
+_PARTS = 1800.0
+"""Seconds that the main rank waits for the parts of other nodes."""
 _STREAMS = 4
 """Files that come down at a time."""
 
 
 class Copies:
-    """The copies of a run's checkpoints; one process of a run has this.
+    """The copies of a run's checkpoints; one process of each folder of a run has this.
 
     Args:
         run: the run's folder.
         settings: `copy_to` must be set.
+        world: this process among the ranks of the run; None: it is none of them.
+        keepers: of each folder of the run, the rank that copies.
 
     Raises:
         UserError: `copy_to` names a kind of object store whose library is not installed.
     """
 
-    def __init__(self, run: Path, settings: CheckpointConfig) -> None:
+    def __init__(
+        self, run: Path, settings: CheckpointConfig, world: World | None = None, keepers: tuple[int, ...] = (0,)
+    ) -> None:
         self._run = run.absolute()
         self._settings = settings
+        self._world = world
+        self._keepers = keepers
         self._store = Elsewhere(f"{str(settings.copy_to).rstrip('/')}/{self._run.name}", SETTING)
         self._pool = ThreadPoolExecutor(1, "copies")
         self._jobs: dict[Path, Future[None]] = {}
         self._last: Future[None] | None = None
+        self._done: set[Path] = set()
+        """Checkpoints that were copied."""
         self.longest = 0.0
         """Seconds that one copy took at most."""
 
@@ -68,10 +84,6 @@ class Copies:
             UserError: the place cannot be reached.
         """
         return sorted(name for name, files in self._listing().items() if COMMIT in files)
-
-    def best(self) -> str | None:
-        """The copy that has the lowest validation loss."""
-        return self._best(self.names())
 
     def _best(self, names: list[str]) -> str | None:
         return best_of({name: self._store.read(f"{CHECKPOINTS}/{name}/{COMMIT}") for name in names})
@@ -89,16 +101,25 @@ class Copies:
         return self._store.read(RUN_FILE)
 
     def offer(self, checkpoint: Path) -> None:
-        """Copy a committed checkpoint as soon as may be; those that wait for it, but for the best, no longer matter."""
+        """Copy a committed checkpoint as soon as may be; those that wait for it, but for the best, no longer matter.
+
+        The best is tried again as well where it was not copied.
+        """
         best = best_checkpoint(checkpoint.parent) if self._settings.keep_best else None
         for path, job in self._jobs.items():
             if path != best:
                 job.cancel()
+        if best is not None and best not in (checkpoint, *self._done, *self.busy()):
+            self._submit(self._copy, best).add_done_callback(self._say)
         self._submit(self._copy, checkpoint).add_done_callback(self._say)
 
-    def bring(self, name: str, folder: Path) -> None:
-        """Fetch a copy into the folder of checkpoints; it is complete there, but not yet compared with its record."""
-        self._submit(self._fetch, folder / name)
+    def bring(self, name: str, folder: Path, ranks: tuple[int, ...] | None = None) -> None:
+        """Fetch a copy into the folder of checkpoints; it is complete there, but not yet compared with its record.
+
+        Args:
+            ranks: fetch what these ranks read, and compare it; None: all of it.
+        """
+        self._submit(lambda path: self._fetch(path, ranks), folder / name)
 
     def busy(self) -> set[Path]:
         """The checkpoints that are being copied or fetched, or are to be."""
@@ -135,17 +156,47 @@ class Copies:
     def _copy(self, checkpoint: Path) -> None:
         started = time.monotonic()
         there = f"{CHECKPOINTS}/{checkpoint.name}"
-        self._store.remove(there, first=COMMIT)  # of a course that broke off, or of one that was left
+        record = (checkpoint / COMMIT).read_bytes()
+        if len(self._keepers) == 1:
+            self._store.remove(there, first=COMMIT)  # of a course that broke off, or of one that was left
+            names = file_names(checkpoint)
+        else:
+            assert self._world is not None, "only ranks copy parts"
+            names = [name for name in file_names(checkpoint) if writer(name) in self._world.ranks_here]
+            if self._world.is_main:
+                self._store.remove_file(f"{there}/{COMMIT}")
+        for name in names:
+            self._store.put(checkpoint / name, f"{there}/{name}")
+        if self._world is not None and not self._world.is_main:
+            self._store.put(checkpoint / COMMIT, f"{there}/{_seal(self._world.rank, record)}")
+            return
         for name in _ALONG:
             if (self._run / name).exists():
                 self._store.put(self._run / name, name)
-        for name in (*file_names(checkpoint), COMMIT):
-            self._store.put(checkpoint / name, f"{there}/{name}")
+        self._wait_for_parts(checkpoint, {f"{there}/{_seal(rank, record)}" for rank in self._keepers[1:]})
+        self._store.put(checkpoint / COMMIT, f"{there}/{COMMIT}")
+        self._done.add(checkpoint)
         try:
-            self._delete_old(until=committed_checkpoints(checkpoint.parent)[-1].name)
+            here = committed_checkpoints(checkpoint.parent)
+            # Of later ones other nodes may have put their parts.
+            self._delete_old(until=checkpoint.name if len(self._keepers) > 1 else here[-1].name)
         except UserError as error:  # some stores let nobody delete
             print(f"older copies were not deleted: {error}", flush=True)
         self.longest = max(self.longest, time.monotonic() - started)
+
+    def _wait_for_parts(self, checkpoint: Path, seals: set[str]) -> None:
+        """Wait until other nodes have copied what their ranks wrote.
+
+        Raises:
+            UserError: they do not, or a newer checkpoint came meanwhile, for which they may have left this one out.
+        """
+        deadline = time.monotonic() + _PARTS
+        while missing := seals - set(self._store.names()) if seals else set():
+            if any(path != checkpoint and not job.done() for path, job in self._jobs.items()):
+                raise UserError(f"{checkpoint.name} gave way to a newer one")
+            if time.monotonic() > deadline:
+                raise UserError(f"other nodes did not copy their parts of {checkpoint.name}: {', '.join(missing)}")
+            time.sleep(1.0)
 
     def _delete_old(self, until: str) -> None:
         """Delete copies that the settings do not keep, and what is left of broken ones.
@@ -161,36 +212,56 @@ class Copies:
         for name in listing.keys() - kept:
             self._store.remove(f"{CHECKPOINTS}/{name}", first=COMMIT)
 
-    def _fetch(self, path: Path) -> None:
-        """A copy → `path`, which has its name when it has all files."""
+    def _fetch(self, path: Path, ranks: tuple[int, ...] | None) -> None:
+        """A copy → `path`, which has its name when it has all files; those that are there already are not fetched."""
         there = f"{CHECKPOINTS}/{path.name}"
         record = self._store.read(f"{there}/{COMMIT}")
-        files = self._files_of(record, f"{self.location}/{there}")
-        _check_room(path.parent, sum(files.values()), f"{self.location}/{there}")
+        listed = self._files_of(record, f"{self.location}/{there}")
+        files = {name: facts for name, facts in listed.items() if ranks is None or read_by(name, ranks)}
+        _check_room(path.parent, sum(facts["bytes"] for facts in files.values()), f"{self.location}/{there}")
         partial = path.with_name(path.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        for name, facts in files.items() if path.exists() else ():
+            if what_is_wrong(path, name, facts) is None:
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                os.link(path / name, partial / name)
+        wanted = [name for name in files if not (partial / name).exists()]
         with ThreadPoolExecutor(_STREAMS) as pool:
-            list(pool.map(lambda name: self._store.get(f"{there}/{name}", partial / name), files))
+            list(pool.map(lambda name: self._store.get(f"{there}/{name}", partial / name), wanted))
+        if self._settings.node_local and (wrong := self._damage(partial, {name: files[name] for name in wanted})):
+            raise UserError(f"the copy {self.location}/{there} is damaged: {wrong}")
         (partial / COMMIT).write_bytes(record)
+        shutil.rmtree(path, ignore_errors=True)
         os.rename(partial, path)
         if METRICS in self._store.names():  # what is here ends before
             with atomically(self._run / METRICS) as temporary:
                 self._store.get(METRICS, temporary)
 
-    def _files_of(self, record: bytes, where: str) -> dict[str, int]:
-        """Names and bytes of the files that a commit record lists.
+    def _damage(self, folder: Path, files: dict[str, dict[str, Any]]) -> str | None:
+        return next((wrong for name, facts in files.items() if (wrong := what_is_wrong(folder, name, facts))), None)
+
+    def _files_of(self, record: bytes, where: str) -> dict[str, dict[str, Any]]:
+        """Bytes and digests of the files that a commit record lists, by name.
 
         Raises:
             UserError: it is no such record, or names files elsewhere on this machine.
         """
         try:
-            files = {str(name): int(facts["bytes"]) for name, facts in json.loads(record)["files"].items()}
+            files = {
+                str(name): {"bytes": int(facts["bytes"]), "blake3": str(facts["blake3"])}
+                for name, facts in json.loads(record)["files"].items()
+            }
         except (ValueError, LookupError, TypeError, AttributeError):
             raise UserError(f"{where}/{COMMIT} is not what was written") from None
         if any(PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts for name in files):
             raise UserError(f"{where}/{COMMIT} names files outside the checkpoint")
         return files
+
+
+def _seal(rank: int, record: bytes) -> str:
+    """The file that says that the node of this rank has copied its part of the checkpoint with this commit record."""
+    return f"parts/{rank:05d}-{hashlib.sha256(record).hexdigest()[:16]}"
 
 
 def _check_room(folder: Path, needed: int, what: str) -> None:

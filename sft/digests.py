@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from data_tools.store import file_digest, fsync_folder
 from sft.world import World
 
+_RANK = re.compile(r"(?<!mp_)rank[-_]?(\d+)")
 COMMIT = "commit.json"
 """The record of a checkpoint, which lists all other files."""
 
@@ -40,7 +42,7 @@ def describe_files(folder: Path, world: World) -> dict[str, dict[str, Any]]:
     """
     own = [name for name in file_names(folder) if writer(name) % world.size == world.rank]
     described = {name: _describe(folder / name) for name in own}
-    if world.is_main:
+    if world.keeps_folder:
         for path in (folder, *folder.rglob("*")):
             if path.is_dir():
                 fsync_folder(path)
@@ -57,7 +59,9 @@ def find_damage(checkpoint: Path, world: World) -> str | None:
     if problem:
         return str(problem)
     own = [name for number, name in enumerate(sorted(files)) if number % world.size == world.rank]
-    found = gathered(world, next((wrong for name in own if (wrong := _wrong(checkpoint, name, files[name]))), None))
+    found = gathered(
+        world, next((wrong for name in own if (wrong := what_is_wrong(checkpoint, name, files[name]))), None)
+    )
     return next((wrong for wrong in found if wrong), None)
 
 
@@ -70,7 +74,8 @@ def _read_record(checkpoint: Path) -> tuple[str | None, dict[str, dict[str, Any]
     return (f"{added[0]} was added" if added else None), files
 
 
-def _wrong(checkpoint: Path, name: str, expected: dict[str, Any]) -> str | None:
+def what_is_wrong(checkpoint: Path, name: str, expected: dict[str, Any]) -> str | None:
+    """What makes a file another than the commit record says; None: nothing."""
     path = checkpoint / name
     if not path.is_file():
         return f"{name} is missing"
@@ -90,8 +95,14 @@ def writer(name: str) -> int:
 
     rank-00003.pt   state/zero_pp_rank_3_mp_rank_00_optim_states.pt
     """
-    match = re.search(r"rank[-_]?(\d+)", name)
+    match = _RANK.search(name)
     return int(match[1]) if match else 0
+
+
+def read_by(name: str, ranks: Collection[int]) -> bool:
+    """Whether these ranks read a file, where as many go on as wrote it: their own, and what exists once."""
+    match = _RANK.search(name)
+    return match is None or int(match[1]) in ranks
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -139,6 +139,8 @@ class _Saved(NamedTuple):
     layout: Layout
     weights: list[torch.Tensor]
     states: dict[int, dict[str, Any]]
+    scale: float | None
+    """By which float16's losses were multiplied; None: they were not."""
 
 
 def _open_rank(state: Path, layout: Layout, rank: int, stage: int) -> _Saved:
@@ -152,13 +154,15 @@ def _open_rank(state: Path, layout: Layout, rank: int, stage: int) -> _Saved:
         optimizer = content["optimizer"]
         if "fp32_groups" not in optimizer:  # the plain optimizer works on the model's own weights
             weights = [content["module"][pieces["weights"][0].name].flatten() for pieces in layout]
-            return _Saved(layout, weights, optimizer["state"])
+            return _Saved(layout, weights, optimizer["state"], None)
         weights = [weights.flatten() for group in optimizer["fp32_groups"] for weights in group]
-        return _Saved(layout, weights, optimizer["optimizer_state_dict"]["state"])
+        return _Saved(layout, weights, optimizer["optimizer_state_dict"]["state"], optimizer.get("cur_scale"))
     optimizer = mapped(f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")["optimizer_state_dict"]
+    scale = optimizer["loss_scaler"].cur_scale
     if stage == 3:
-        return _Saved(layout, optimizer["fp32_flat_groups"], optimizer["optimizer_state_dict"]["state"])
-    return _Saved(layout, optimizer["single_partition_of_fp32_groups"], optimizer["base_optimizer_state"]["state"])
+        return _Saved(layout, optimizer["fp32_flat_groups"], optimizer["optimizer_state_dict"]["state"], scale)
+    states = optimizer["base_optimizer_state"]["state"]
+    return _Saved(layout, optimizer["single_partition_of_fp32_groups"], states, scale)
 
 
 def read_layout(values: Any) -> Layout:
@@ -186,6 +190,13 @@ def load_other_split(engine: Any, state: Path, layouts: list[Layout], stage: int
         optimizer.state[weights] = _states(weights, own, saved, places, bool(optimizer.defaults.get("fused")))
     _load_buffers(engine, state)
     _weights_to_model(engine)
+    if engine.fp16_enabled() and saved[0].scale is not None:  # with DeepSpeed's first one steps would be left out
+        scaler_of(engine.optimizer).cur_scale = saved[0].scale
+
+
+def scaler_of(optimizer: Any) -> Any:
+    """What has `cur_scale`, by which float16's losses are multiplied."""
+    return getattr(optimizer, "loss_scaler", None) or optimizer.loss_scale_config
 
 
 Places = dict[str, list[tuple[torch.Tensor, Piece]]]

@@ -55,11 +55,16 @@ class Elsewhere:
         with writing(f"{self.location}/{name}", self._setting):
             self._system.get_file(f"{self._root}/{name}", str(file))
 
+    def remove_file(self, name: str) -> None:
+        """Delete a file, if there is one."""
+        with writing(f"{self.location}/{name}", self._setting):
+            self._system.invalidate_cache()
+            if self._system.exists(f"{self._root}/{name}"):
+                self._system.rm_file(f"{self._root}/{name}")
+
     def remove(self, folder: str, first: str) -> None:
         """Delete a folder, if there is one, of which one file must not be there without the others."""
+        self.remove_file(f"{folder}/{first}")
         with writing(f"{self.location}/{folder}", self._setting):
-            self._system.invalidate_cache()
-            if self._system.exists(f"{self._root}/{folder}/{first}"):
-                self._system.rm_file(f"{self._root}/{folder}/{first}")
             if self._system.exists(f"{self._root}/{folder}"):
                 self._system.rm(f"{self._root}/{folder}", recursive=True)

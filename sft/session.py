@@ -48,11 +48,11 @@ class Session:
     heart: Heart
     timings: Timings
     copies: Copies | None
-    """The main rank has them, where checkpoints are copied."""
+    """Where checkpoints are copied, the main rank has them, or the first of each node that has a folder of its own."""
 
     def fresh(self) -> Progress:
         """Begin at step 0 with a look at the untrained model."""
-        if self.copies is not None:
+        if self.copies is not None and self.world.is_main:
             self.copies.begin()
         self.record.rewind(-1)
         progress = self._track(
@@ -209,7 +209,7 @@ class Session:
         self.stop.ask()
 
     def _delete_old(self) -> None:
-        if self.world.is_main:
+        if self.world.keeps_folder:
             used = self.copies.busy() if self.copies is not None else ()
             delete_old(self.run.checkpoints, self.run.checkpoint, used)
 

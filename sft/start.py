@@ -19,6 +19,7 @@ from sft.layers import check_compiler, check_liger, compile_layers, forget_activ
 from sft.lean import keep_less
 from sft.lora import add_lora, check_packages, check_quantize, trains_embeddings
 from sft.model import PackedCausalLM, check_length, compute_dtype, load_config, load_model, model_hash
+from sft.node_local import find_ranks_here, keepers_of
 from sft.optimizers import check_muon
 from sft.record import RunRecord
 from sft.run import TrainingRun
@@ -74,7 +75,12 @@ def start_session(run: TrainingRun, world: World, signalled: Callable[[], bool])
     check_compiler(run.train)
     check_offload(run.train.zero)
     check_trackers(run.track)
-    copies = Copies(run.folder, run.checkpoint) if world.is_main and run.checkpoint.copy_to else None
+    if run.checkpoint.node_local:
+        world = find_ranks_here(run.folder, world)
+    keepers = keepers_of(world)
+    copies = (
+        Copies(run.folder, run.checkpoint, world, keepers) if world.keeps_folder and run.checkpoint.copy_to else None
+    )
     record = RunRecord(run.folder, run.total_steps, writes=world.is_main)
     record.status("loading", 0)
     heart = Heart(run.folder, world, run.train.hang_timeout)

@@ -81,6 +81,7 @@ def listen() -> Callable[[], bool]:
         received.append(number)
 
     for number in SIGNALS:
-        signal.signal(number, note)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP below nohup
+            signal.signal(number, note)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     return lambda: bool(received)

@@ -15,6 +15,7 @@ from sft.clock import Clock
 from sft.due import what_is_due
 from sft.engine import optimizer_step
 from sft.exits import FAILED, FINISHED, STOPPED, exit_now
+from sft.heartbeat import longest_wait
 from sft.metrics import Interval
 from sft.run import TrainingRun
 from sft.start import start_session
@@ -63,7 +64,7 @@ def main() -> int:
     signalled = listen()
     try:
         run = TrainingRun.open(arguments.run)
-        world = join_world(run.train.hang_timeout + 60)  # the heartbeat knows more, and comes first
+        world = join_world(longest_wait(run.train.hang_timeout))
         code = train(run, arguments.resume, world, signalled)
         world.leave()
         stop_listening()

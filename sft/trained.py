@@ -10,15 +10,16 @@ from data_tools.chat import ChatTemplate
 from data_tools.errors import UserError
 from data_tools.tokenizer import template_of
 from sft.answers import stop_tokens
-from sft.checkpoint import bring, newest_good_checkpoint
+from sft.best import best_validation
 from sft.copies import Copies
-from sft.digests import find_damage
+from sft.digests import COMMIT, find_damage
 from sft.engine import consolidated_weights
 from sft.lora import add_lora, load_trained
 from sft.model import load_config, load_model
 from sft.new_tokens import add_rows
+from sft.newest import bring, newest_good_checkpoint
 from sft.own_code import build_model
-from sft.progress import best_checkpoint, checkpoint_path, committed_checkpoints, read_progress
+from sft.progress import checkpoint_path, committed_checkpoints, read_progress
 from sft.run import TrainingRun
 from sft.world import World
 
@@ -31,11 +32,16 @@ def choose_checkpoint(run: TrainingRun, best: bool = False, step: int | None = N
     Raises:
         UserError: there is no such checkpoint, or it is damaged.
     """
-    gone = run.checkpoint.copy_to is not None and not committed_checkpoints(run.checkpoints)
+    settings = run.checkpoint
+    gone = settings.copy_to is not None and (settings.node_local or not committed_checkpoints(run.checkpoints))
     copies = Copies(run.folder, run.checkpoint) if gone else None
+    if settings.node_local and copies is not None:  # what is here is a node's part
+        _bring_back(run, copies, max(copies.names(), default=None))
     if step is not None:
         return _checkpoint_of(run, step, copies)
-    checkpoint = _best_checkpoint(run, copies) if best else newest_good_checkpoint(run.checkpoints, _ALONE, copies)
+    checkpoint = newest_good_checkpoint(run.checkpoints, _ALONE, copies, reading=True)
+    if checkpoint is not None and best:
+        checkpoint = _best_checkpoint(run, checkpoint)
     if checkpoint is None:
         raise UserError(f"{run.folder} has no checkpoint; train first: `shardtune train {run.folder}`")
     return checkpoint
@@ -46,31 +52,37 @@ def _bring_back(run: TrainingRun, copies: Copies | None, name: str | None) -> No
     if copies is None or name is None or name not in copies.names():
         return
     if trouble := bring(name, run.checkpoints, _ALONE, copies):
-        raise UserError(f"{run.folder} has no checkpoint, and {name} could not be fetched: {trouble}")
+        raise UserError(f"{name} is not in {run.folder}, and could not be fetched: {trouble}")
 
 
 def _checkpoint_of(run: TrainingRun, step: int, copies: Copies | None) -> Path:
     checkpoint = checkpoint_path(run.checkpoints, step)
     _bring_back(run, copies, checkpoint.name)
     if not checkpoint.exists():
-        there = ", ".join(str(int(path.name.removeprefix("step-"))) for path in sorted(run.checkpoints.glob("step-*")))
+        there = ", ".join(str(int(path.name.removeprefix("step-"))) for path in committed_checkpoints(run.checkpoints))
         raise UserError(f"{run.folder} has no checkpoint of step {step}; it has those of {there or 'no step'}")
     if (damage := find_damage(checkpoint, _ALONE)) is not None:
         raise UserError(f"{checkpoint} is damaged ({damage}); choose another step")
     return checkpoint
 
 
-def _best_checkpoint(run: TrainingRun, copies: Copies | None) -> Path | None:
+def _best_checkpoint(run: TrainingRun, newest: Path) -> Path:
+    """The best of all evaluations up to the newest checkpoint, which knows them all."""
     if not run.checkpoint.keep_best:
         raise UserError(
             f"{run.folder} was trained without checkpoint.keep_best, so its best checkpoint may be deleted; "
             "leave out --best for the newest"
         )
-    _bring_back(run, copies, None if copies is None else copies.best())
-    best = best_checkpoint(run.checkpoints)
-    if best is not None and (damage := find_damage(best, _ALONE)) is not None:
-        raise UserError(f"{best}, the best checkpoint, is damaged ({damage}); leave out --best for the newest")
-    return best
+    best = best_validation(read_progress(newest).validations)
+    if best is None:
+        raise UserError(f"{run.folder} was not evaluated up to {newest.name}; leave out --best for the newest")
+    checkpoint = checkpoint_path(run.checkpoints, best[0])
+    if not (checkpoint / COMMIT).exists() and run.checkpoint.copy_to is not None:
+        _bring_back(run, Copies(run.folder, run.checkpoint), checkpoint.name)
+    damage = find_damage(checkpoint, _ALONE) if (checkpoint / COMMIT).exists() else "it is missing"
+    if damage is not None:
+        raise UserError(f"{checkpoint}, the best checkpoint, is damaged ({damage}); leave out --best for the newest")
+    return checkpoint
 
 
 def load_trained_model(

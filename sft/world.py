@@ -19,11 +19,23 @@ class World:
     device: torch.device
     hosts: dist.ProcessGroup | None = None
     """How ranks exchange numbers that are not on a GPU; None: as all else."""
+    here: tuple[int, ...] | None = None
+    """The ranks that share this one's run folder, where each node has its own (`checkpoint.node_local`); None: all."""
 
     @property
     def is_main(self) -> bool:
         """Whether this rank writes what exists once."""
         return self.rank == 0
+
+    @property
+    def ranks_here(self) -> tuple[int, ...]:
+        """The ranks that share this one's run folder, in order."""
+        return tuple(range(self.size)) if self.here is None else self.here
+
+    @property
+    def keeps_folder(self) -> bool:
+        """Whether this rank makes and deletes what exists once in each run folder."""
+        return self.rank == self.ranks_here[0]
 
     def sum(self, *values: torch.Tensor | float) -> list[float]:
         """Add up numbers over all ranks, in one collective."""

@@ -128,7 +128,10 @@ def _passing_signals_to(processes: list[Process]) -> Iterator[Callable[[], bool]
         for process in processes:
             process.send_signal(signal.SIGTERM)  # nothing to one that has ended
 
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    heard = [
+        number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
+    ]  # SIGHUP is not, below nohup
+    before = {number: signal.signal(number, pass_on) for number in heard}
     try:
         yield lambda: bool(received)
     finally:

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from data_tools.errors import UserError
-from sft.checkpoint import newest_good_checkpoint
+from launcher.attempts import committed_step
+from launcher.run_folder import newest_checkpoint
 from sft.config import TrainConfig
 from sft.digests import COMMIT, describe_files, file_names, writer
 from sft.elastic import check_convertible
+from sft.newest import newest_good_checkpoint
 from sft.world import World
 from tests.ranks import run_ranks
 from tests.sft.test_elastic import MODEL, PLAN, save, settings, start, task
@@ -67,14 +69,37 @@ def test_a_damaged_checkpoint_is_put_aside(tmp_path: Path, capsys: pytest.Captur
     assert "step-00000008 is damaged (" in capsys.readouterr().out
     assert (tmp_path / "step-00000008.damaged").exists()
     (good / "rank-00000.pt").unlink()
-    with pytest.raises(UserError, match="were damaged; delete them to begin again"):
-        newest_good_checkpoint(tmp_path, ALONE)
+    for _ in range(2):  # who asks again does not begin anew
+        with pytest.raises(UserError, match="were damaged; delete them to begin again"):
+            newest_good_checkpoint(tmp_path, ALONE)
+    assert committed_step(tmp_path.parent) == -1
+
+
+def test_who_only_reads_renames_nothing(tmp_path: Path) -> None:
+    good, bad = make_checkpoint(tmp_path, 4), make_checkpoint(tmp_path, 8)
+    (bad / "rank-00000.pt").unlink()
+    unfinished = make_checkpoint(tmp_path, 12)
+    unfinished.rename(unfinished.with_suffix(".partial"))
+    before = sorted(tmp_path.iterdir())
+    assert newest_good_checkpoint(tmp_path, ALONE, reading=True) == good
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_an_unfinished_checkpoint_is_none(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path, 4)
-    path.rename(path.with_name(path.name + ".partial"))
+    (path / COMMIT).unlink()
+    path.rename(path.with_suffix(".partial"))
     assert newest_good_checkpoint(tmp_path, ALONE) is None
+
+
+def test_one_that_lacks_only_its_name_gets_it(tmp_path: Path) -> None:
+    """A kill came before the last rename, perhaps when the one before of the same step was out of the way."""
+    path = make_checkpoint(tmp_path / "checkpoints", 4)
+    shutil.copytree(path, path.with_suffix(".replaced"))
+    path.rename(path.with_suffix(".partial"))
+    assert committed_step(tmp_path) == -1 and newest_checkpoint(tmp_path) is None
+    assert newest_good_checkpoint(tmp_path / "checkpoints", ALONE) == path
+    assert committed_step(tmp_path) == 4 and newest_checkpoint(tmp_path) == path
 
 
 def test_what_cannot_be_cut_anew_is_said(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import fsspec
 import pytest
 
 from data_tools.errors import UserError
-from sft.checkpoint import delete_old, newest_good_checkpoint
+from sft.checkpoint import delete_old
 from sft.config_watch import CheckpointConfig
 from sft.copies import Copies
 from sft.digests import COMMIT, describe_files, file_names
+from sft.newest import newest_good_checkpoint
 from tests.object_store import serving_s3
 from tests.sft.test_checkpoint import ALONE, make_checkpoint
 
@@ -140,6 +141,16 @@ def test_the_best_is_kept_there_too(place: str, tmp_path: Path) -> None:
     for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5)):
         copied(copies, evaluated(run / "checkpoints", step, loss))
     assert copies.names() == ["step-00000002", "step-00000004"]
+
+
+def test_the_best_is_tried_again(tmp_path: Path) -> None:
+    run, place = tmp_path / "run", tmp_path / "elsewhere"
+    copies = copies_of(run, str(place), keep_last=1, keep_best=True)
+    place.touch()  # no folder: nothing can be put there
+    copies.offer(evaluated(run / "checkpoints", 1, 1.0))
+    assert not copies.wait(60) and copies.trouble
+    place.unlink()
+    assert copied(copies, evaluated(run / "checkpoints", 2, 2.0)) == ["step-00000001", "step-00000002"]
 
 
 class Slow:

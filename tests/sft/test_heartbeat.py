@@ -91,3 +91,53 @@ def test_a_suspended_process_goes_on_and_an_end_is_no_hang(tmp_path: Path) -> No
     rank.send_signal(signal.SIGCONT)
     _, said = rank.communicate(timeout=60)
     assert rank.returncode == 0 and "error: " not in said
+
+
+def run_alone(body: str, folder: Path) -> tuple[int, str]:
+    """One rank that beats every 0.2 s, with a timeout of 2 s; returns its exit code and what it said."""
+    folder.mkdir()
+    script = f"""
+import sys, time
+from pathlib import Path
+from sft import heartbeat
+from sft.world import join_world
+
+heartbeat.QUIET = 2.0
+heart = heartbeat.Heart(Path(sys.argv[1]), join_world(), timeout=2)
+{body}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)],
+        env=os.environ
+        | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
+        | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stderr
+
+
+def test_what_is_done_for_the_first_time_has_longer(tmp_path: Path) -> None:
+    first = "heart.progress('training'); time.sleep(4); heart.progress('training'); "
+    assert run_alone(first + "heart.end()", tmp_path / "first") == (0, "")
+    code, said = run_alone(first + "time.sleep(60)", tmp_path / "second")
+    assert code == HUNG and "no progress for 2 s" in said
+    code, said = run_alone("heart.progress('training'); time.sleep(60)", tmp_path / "never")
+    assert code == HUNG and "no progress for 6 s" in said
+
+
+def test_a_checkpoint_that_is_written_slowly_is_no_hang(tmp_path: Path) -> None:
+    before = "heart.progress('saving'); heart.progress('saving'); "
+    file = tmp_path / "checkpoint"
+    writing = f"""
+with open({str(file)!r}, "wb", buffering=0) as file:
+    for _ in range(25):
+        file.write(bytes(2**21))
+        time.sleep(0.2)
+"""
+    assert run_alone(before + writing + "heart.end()", tmp_path / "slow") == (0, "")
+    code, said = run_alone(before + writing + "time.sleep(60)", tmp_path / "stuck")
+    assert code == HUNG and "is stuck while saving" in said
+    code, _ = run_alone(before.replace("saving", "training") + writing, tmp_path / "no-checkpoint")
+    assert code == HUNG

@@ -3,6 +3,8 @@
 import importlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -166,3 +168,16 @@ def test_why_a_run_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("SHARDTUNE_DEADLINE", "soon")
     with pytest.raises(UserError, match="SHARDTUNE_DEADLINE=soon: it must be seconds"):
         Stop(tmp_path, main, lambda: False)
+
+
+def test_below_nohup_a_closed_terminal_is_no_request() -> None:
+    script = "import os, signal; from sft.stop import listen; asked = listen(); os.kill(os.getpid(), signal.SIGHUP); "
+    for ignored, expected in ((signal.SIG_IGN, "False"), (signal.SIG_DFL, "True")):
+        done = subprocess.run(
+            [sys.executable, "-c", script + "print(asked())"],
+            preexec_fn=lambda ignored=ignored: signal.signal(signal.SIGHUP, ignored),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == expected

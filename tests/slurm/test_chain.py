@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from launcher.attempts import committed_step
 from sft.record import read_metrics
 from tests.conftest import chats, write_jsonl
 from tests.slurm.cluster import Cluster
@@ -242,6 +244,34 @@ def test_a_crash_loop_stops_after_one_start_and_cancels_what_waits(site: Site) -
         for look in json.loads(site.shardtune("status", "crashing", "--json").stdout)["jobs"]
     }
     assert states == {"prepare": "COMPLETED", "train": "FAILED", "export": "CANCELLED"}
+
+
+def test_a_run_survives_nodes_that_crash(site: Site, tmp_path: Path) -> None:
+    """First a node with a rank alone, then the one that the job's script runs on."""
+    cluster = Cluster(Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp")), "--nodes", "2", "--silent-seconds", "5")
+    try:
+        site = Site(cluster, tmp_path)
+        config = site.write("unlucky", train={"max_steps": 2500, "log_every": 100}, checkpoint={"every": 100})
+        job = site.launch(config, "--stages", "prepare,train")["train"]
+        for node in ("c2", "c1"):
+            _crash_and_boot(site, "unlucky", node)
+        assert site.wait(job) == "COMPLETED"
+        history = site.attempts("unlucky")
+        assert [line.get("why", "begin") for line in history] == ["begin", "failed", "begin", "begin", "finished"]
+        assert history[0]["step"] < history[2]["step"] < history[3]["step"]
+        log = (site.folder / "runs" / "unlucky" / "logs" / f"train-{job}.out").read_text("utf-8")
+        assert log.count("2 ranks on c1 c2") == 3
+    finally:
+        cluster.stop()
+
+
+def _crash_and_boot(site: Site, name: str, node: str) -> None:
+    """Crash a node some checkpoints after the last start, and boot it when Slurm has noticed."""
+    begun = max((line["step"] for line in site.attempts(name) if "begin" in line), default=0)
+    site.until(lambda: committed_step(site.folder / "runs" / name) > begun + 200)
+    site.slurm.fault("crash", node)
+    site.until(lambda: site.slurm.run("sinfo", "-h", "-n", node, "-o", "%T").startswith("down"))
+    site.slurm.fault("boot", node)
 
 
 def test_cancel_ends_all_jobs(site: Site) -> None:
