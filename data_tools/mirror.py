@@ -30,13 +30,17 @@ _COPIED = ("shards/[!.]*", "tokenizer/[!.]*", "index.arrow", "rejects.jsonl")
 """What a copy has of a store, beside its manifest."""
 
 
+def cache_folder() -> Path:
+    """Where this machine keeps copies: `SHARDTUNE_CACHE`, or `~/.cache/shardtune`."""
+    return Path(os.environ.get("SHARDTUNE_CACHE") or Path.home() / ".cache" / "shardtune")
+
+
 def local_folder(location: str) -> Path:
     """The folder of a store: the path itself, or the copy of what a URI names (below `SHARDTUNE_CACHE`)."""
     location = location.removeprefix("file://")
     if not is_remote(location):
         return Path(location)
-    cache = Path(os.environ.get("SHARDTUNE_CACHE") or Path.home() / ".cache" / "shardtune")
-    folder = cache / "stores" / hashlib.sha256(location.encode()).hexdigest()[:16]
+    folder = cache_folder() / "stores" / hashlib.sha256(location.encode()).hexdigest()[:16]
     if not (folder / REMOTE).exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / REMOTE, location.rstrip("/"))

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from data_tools.config import Location, Section
+from data_tools.files import is_remote
 from launcher.cluster_cloud import CloudConfig, HfJobsConfig, KubernetesConfig
 from launcher.words import OneLine, Variable, Word
 
@@ -98,8 +99,18 @@ class RayConfig(Section):
     where Ray looks for it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token."""
     runs: OneLine | None = Field(None, examples=["/shared/runs"])
     """The folder of runs there, on a file system that all its nodes share; by default the same as here."""
+    storage: OneLine | None = Field(None, examples=["s3://bucket/runs"])
+    """A URI, for nodes that share no folder: token store, checkpoints, export and report go there, below the run's
+    name. `runs` is then a folder of each node's own, by default below `~/.cache/shardtune`."""
     python: OneLine = "python"
     """Python with shardtune on its nodes."""
+
+    @field_validator("storage")
+    @classmethod
+    def _storage_is_elsewhere(cls, storage: str | None) -> str | None:
+        if storage is not None and not is_remote(storage):
+            raise ValueError(f"{storage} is no URI such as s3://bucket/runs; a folder that all nodes share is `runs`")
+        return storage
 
 
 class ClusterConfig(Section):

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 from data_tools.errors import UserError
-from launcher.config import RunConfig
+from launcher.config import RunConfig, save_run
 from launcher.driver import begin, run_stages, shardtune
 from launcher.jobs import STAGES
+from launcher.ray_storage import in_storage, put_beginning, put_results, runs_of_this_machine
 from sft.exits import FAILED
 
 
@@ -21,18 +22,30 @@ def _train(config: RunConfig) -> int:
 
     cluster = config.cluster
     ranks = cluster.nodes * cluster.ranks
-    return shardtune("plan", config.folder, "--ranks", ranks) or train_on_ray(config.folder, cluster, ranks)
+    if code := shardtune("plan", config.folder, "--ranks", ranks):
+        return code
+    if cluster.ray.storage:
+        put_beginning(config.folder, cluster.ray.storage)
+    return train_on_ray(config.folder, cluster, ranks)
 
 
 def main() -> int:
     """Entry of the job; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m launcher.ray_driver", description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path, help="the run's YAML")
-    parser.add_argument("--runs", type=Path, required=True, help="the folder of runs, which all nodes share")
+    parser.add_argument("--runs", help="the folder of runs, which all nodes share but with cluster.ray.storage")
     parser.add_argument("--stages", default=",".join(STAGES))
     options = parser.parse_args()
     try:
-        return run_stages(begin(options.config, options.runs), options.stages.split(","), "ray", _train)
+        config = begin(options.config, runs_of_this_machine(options.runs))
+        storage = config.cluster.ray.storage
+        if storage is None:
+            return run_stages(config, options.stages.split(","), "ray", _train)
+        config = in_storage(config, storage)
+        save_run(config)
+        code = run_stages(config, options.stages.split(","), "ray", _train)
+        put_results(config.folder, storage)
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return FAILED

@@ -12,8 +12,10 @@ from data_tools.store import write_text
 from launcher import attempts
 from launcher.cluster import ClusterConfig
 from launcher.environment import read_secrets
+from launcher.ray_storage import get_beginning, get_file, put_file, runs_of_this_machine
 from launcher.run_folder import read_status
 from sft.exits import FAILED, FINISHED, STOPPED
+from sft.record import STATUS
 
 _MISTAKE = Path("jobs") / "mistake.txt"
 
@@ -22,7 +24,7 @@ def train_on_ray(folder: Path, cluster: ClusterConfig, ranks: int) -> int:
     """Train a planned run on the Ray cluster that this process is a driver of; returns the exit code.
 
     Args:
-        folder: the run's, on a file system that all nodes share.
+        folder: the run's, on a file system that all nodes share, or beside `cluster.ray.storage`.
         ranks: workers, each with its share of a node.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -32,12 +34,18 @@ def train_on_ray(folder: Path, cluster: ClusterConfig, ranks: int) -> int:
     from sft.heartbeat import longest_wait
     from sft.run import TrainingRun
 
+    storage = cluster.ray.storage
     resources = {"CPU": float(cluster.cpus_per_rank or 1)}
     if cluster.gpus_per_node:
         resources["GPU"] = cluster.gpus_per_node / cluster.ranks
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"folder": str(folder), "secrets": cluster.secrets},
+        train_loop_config={
+            "folder": str(folder),
+            "secrets": cluster.secrets,
+            "storage": storage,
+            "runs": cluster.ray.runs,
+        },
         torch_config=TorchConfig(timeout_s=round(longest_wait(TrainingRun.open(folder).train.hang_timeout))),
         scaling_config=ScalingConfig(
             num_workers=ranks,
@@ -47,7 +55,7 @@ def train_on_ray(folder: Path, cluster: ClusterConfig, ranks: int) -> int:
         ),
         run_config=RunConfig(
             name=folder.name,
-            storage_path=str(folder / "jobs" / "ray-train"),
+            storage_path=f"{storage.rstrip('/')}/{folder.name}/jobs" if storage else str(folder / "jobs" / "ray-train"),
             failure_config=FailureConfig(max_failures=cluster.requeue.max_failures),
         ),
     )
@@ -55,14 +63,19 @@ def train_on_ray(folder: Path, cluster: ClusterConfig, ranks: int) -> int:
     try:
         trainer.fit()
     except TrainingFailedError as error:
+        if storage:
+            get_file(folder, storage, str(_MISTAKE))
         said = (folder / _MISTAKE).read_text("utf-8") if (folder / _MISTAKE).exists() else str(error)
         print(f"error: {' '.join(said.split())[:500]}", flush=True)
         return FAILED
+    if storage:
+        get_file(folder, storage, STATUS)
     return STOPPED if read_status(folder)["phase"] == "stopped" else FINISHED
 
 
 def _worker(settings: dict[str, Any]) -> None:
     """One rank. Ray has set RANK and its like, and started the process group."""
+    import torch.distributed as dist
     from ray.train import get_context
 
     from sft.heartbeat import longest_wait
@@ -70,9 +83,14 @@ def _worker(settings: dict[str, Any]) -> None:
     from sft.train import train
     from sft.world import join_world
 
-    folder = Path(settings["folder"])
+    folder, storage = Path(settings["folder"]), settings["storage"]
     read_secrets(Path(settings["secrets"]).expanduser())
     is_main = get_context().get_world_rank() == 0
+    if storage:
+        folder = runs_of_this_machine(settings["runs"]) / folder.name
+        if get_context().get_local_rank() == 0:
+            get_beginning(folder, storage)
+        dist.barrier()
     if is_main:
         _begin(folder)
     try:
@@ -81,9 +99,13 @@ def _worker(settings: dict[str, Any]) -> None:
         code = train(run, resuming=True, world=world, signalled=lambda: False)
     except UserError as error:  # the driver says it; Ray would give the traceback of each start
         write_text(folder / _MISTAKE, str(error))
+        if storage:
+            put_file(folder, storage, str(_MISTAKE))
         raise
     if is_main:
         attempts.end(folder, code, asked="no")
+        if storage:
+            put_file(folder, storage, STATUS)
 
 
 def _begin(folder: Path) -> None:

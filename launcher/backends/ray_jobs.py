@@ -34,7 +34,7 @@ def request(chain: Chain) -> dict[str, Any]:
         UserError: a sweep is asked for, which is one run at a time here.
     """
     cluster = chain.cluster
-    runs = cluster.ray.runs or str(chain.folder.parent)
+    runs = cluster.ray.runs or (None if cluster.ray.storage else str(chain.folder.parent))
     variables = {**dict(chain.variables), **cluster.variables}
     return {
         "entrypoint": driver(chain, cluster.ray.python, RUN_FILE, runs),

@@ -21,19 +21,20 @@ def files_of(chain: Chain) -> dict[str, Path]:
     return {name: path for name, path in files.items() if path.exists()}
 
 
-def driver(chain: Chain, python: str, config: str, runs: str) -> str:
+def driver(chain: Chain, python: str, config: str, runs: str | None) -> str:
     """The command that does all stages there, for a shell.
 
     Args:
         config: the run's YAML there.
-        runs: the folder of runs there.
+        runs: the folder of runs there; None: each machine has its own.
 
     Raises:
         UserError: a sweep is asked for.
     """
     one_run(chain)
     stages = ",".join(job.stage for job in chain.jobs)
-    return join([python, "-m", "launcher.ray_driver", config, "--runs", runs, "--stages", stages])
+    where = ["--runs", runs] if runs else []
+    return join([python, "-m", "launcher.ray_driver", config, *where, "--stages", stages])
 
 
 def one_run(chain: Chain) -> None:

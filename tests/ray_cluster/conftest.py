@@ -77,8 +77,13 @@ def ray_cluster() -> Iterator[RayCluster]:
         for number, options in enumerate(nodes):
             with open(folder / f"node-{number}.log", "wb") as log:
                 options = [*options, "--num-cpus=3", f"--temp-dir={folder / str(number)}"]
+                # A folder and the rights to a bucket, as a machine of a cloud has them.
+                own = {"SHARDTUNE_CACHE": str(folder / f"cache-{number}")}
+                own |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
                 processes.append(
-                    subprocess.Popen([*RAY, *options], env=environment, stdout=log, stderr=log, start_new_session=True)
+                    subprocess.Popen(
+                        [*RAY, *options], env={**environment, **own}, stdout=log, stderr=log, start_new_session=True
+                    )
                 )
             _wait(folder / f"node-{number}.log", processes[-1])
         yield RayCluster(f"http://127.0.0.1:{dashboard}", {**environment, "GCS": f"127.0.0.1:{gcs}"})

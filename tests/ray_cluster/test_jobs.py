@@ -2,17 +2,20 @@
 
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import yaml
 
 from sft.record import read_metrics
 from tests.conftest import chats, write_jsonl
+from tests.object_store import serving_s3
 from tests.ray_cluster.conftest import RayCluster
 
 pytestmark = pytest.mark.slow
@@ -92,6 +95,37 @@ def test_a_run_is_prepared_trained_killed_and_exported(ray_cluster: RayCluster, 
     assert [line["step"] for line in read_metrics(run) if "loss" in line] == list(range(1, 401))
     assert (run / "model" / "model.safetensors").exists()
     assert "exported" in ray_cluster.run("launcher", "logs", "onray", folder=tmp_path).stdout
+
+
+def test_machines_that_share_no_folder(ray_cluster: RayCluster, tmp_path: Path) -> None:
+    """All that outlives a machine is in an object store; a rank is killed, and fetches what it needs from there."""
+    with serving_s3("runs") as address:
+        cluster = RayCluster(ray_cluster.address, {**ray_cluster.environment, "AWS_ENDPOINT_URL": address})
+        cluster.environment["AWS_DEFAULT_REGION"] = "us-east-1"
+        config = write_config(tmp_path, cluster, "apart", max_steps=400)
+        launch(cluster, tmp_path, config, "cluster.ray.storage=s3://runs/all")
+        system, there = fsspec.filesystem("s3"), "runs/all/apart"
+        deadline = time.monotonic() + 200
+        while not committed(system, there):
+            assert time.monotonic() < deadline, cluster.run("launcher", "logs", "apart", folder=tmp_path).stdout[-3000:]
+            time.sleep(0.1)
+        os.kill(workers()[0], 9)
+        states = wait(cluster, tmp_path, "apart")
+        said = cluster.run("launcher", "logs", "apart", folder=tmp_path).stdout
+        assert states == dict.fromkeys(("prepare", "train", "export"), "SUCCEEDED"), said[-3000:]
+        assert len(set(re.findall(r"fetching step-\d+", said))) == 2, "to go on, and to export"
+        system.invalidate_cache()
+        assert {"model/model.safetensors", "tokens/manifest.json", "report.html"} <= {
+            path.removeprefix(f"{there}/") for path in system.find(there)
+        }
+        lines = [json.loads(line) for line in system.cat_file(f"{there}/metrics.jsonl").decode().splitlines()]
+        assert [line["step"] for line in lines if "loss" in line] == list(range(1, 401))
+        assert not (tmp_path / "runs" / "apart" / "checkpoints").exists()
+
+
+def committed(system: Any, there: str) -> list[str]:
+    system.invalidate_cache()
+    return [path for path in system.glob(f"{there}/checkpoints/step-*/commit.json") if "00000001/" not in path]
 
 
 def test_a_mistake_ends_the_job_and_says_what_it_was(ray_cluster: RayCluster, tmp_path: Path) -> None:
