@@ -14,12 +14,13 @@ from data_tools.mirror import local_folder
 from data_tools.store import MANIFEST, write_text
 from launcher.cluster import ClusterConfig
 from launcher.mistakes import explain
-from launcher.profiles import find_profile, with_profile
+from launcher.profiles import find_profile, over, with_profile
 from sft.config import TrainConfig
 from sft.config_model import ModelConfig
 from sft.config_watch import CheckpointConfig, EvaluateConfig, TrackConfig
 
 RUN_FILE = "run.yaml"
+_PROFILE = "cluster.profile="
 
 
 class RunConfig(Section):
@@ -63,6 +64,11 @@ def load_run(name: str, overrides: list[str]) -> RunConfig:
         # The folder of a run: it may have been moved since, and its store with it.
         values |= {"runs": str(path.parent.parent), "name": path.parent.name}
         values["data"]["store"] = values["data"]["store"] or str(path.parent / "tokens")
+        # All is said there, so that below it a profile would change nothing: one that is asked for now is above it.
+        for override in (override for override in overrides if override.startswith(_PROFILE)):
+            above = with_profile({"profile": override.removeprefix(_PROFILE)}, override)
+            values["cluster"] = over(above, values.get("cluster") or {})
+        overrides = [override for override in overrides if not override.startswith(_PROFILE)]
     for override in overrides:
         _apply(values, override)
     if "cluster" in values:

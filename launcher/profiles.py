@@ -32,7 +32,7 @@ def with_profile(section: Any, where: str) -> Any:
         seen.append(name)
         path = find_profile(str(name), where)
         profile = read_profile(path)
-        section = _over({key: value for key, value in section.items() if key != "profile"}, profile)
+        section = over({key: value for key, value in section.items() if key != "profile"}, profile)
     return section
 
 
@@ -59,12 +59,12 @@ def user_profiles() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "shardtune" / "clusters"
 
 
-def _over(upper: dict[str, Any], lower: dict[str, Any]) -> dict[str, Any]:
+def over(upper: dict[str, Any], lower: dict[str, Any]) -> dict[str, Any]:
     """`upper` where it says something, `lower` where not; sections are merged, lists are replaced."""
     merged = dict(lower)
     for key, value in upper.items():
         below = lower.get(key)
-        merged[key] = _over(value, below) if isinstance(value, dict) and isinstance(below, dict) else value
+        merged[key] = over(value, below) if isinstance(value, dict) and isinstance(below, dict) else value
     return merged
 
 

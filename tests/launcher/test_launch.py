@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from launcher.cli import main
-from launcher.config import load_run
+from launcher.config import load_run, save_run
 from launcher.sweep import sweep_points
 from tests.conftest import chats, write_jsonl
 from tests.launcher.commands import run
@@ -142,3 +142,14 @@ def test_profiles_inherit_and_the_run_wins(config: Path, tmp_path: Path) -> None
     assert (cluster.prepare.partition, cluster.profile) == ("cpu", None)
     with pytest.raises(Exception, match="go in a circle"):
         load_run(str(config), ["cluster.profile=circle"])
+
+
+def test_a_profile_is_above_what_a_run_folder_has(config: Path, tmp_path: Path) -> None:
+    """There everything is written down; another cluster is asked for by its profile all the same."""
+    folder = tmp_path / "etc" / "shardtune" / "clusters"
+    folder.mkdir(parents=True)
+    (folder / "other.yaml").write_text("partition: other\nprepare: {cpus: 3}\n")
+    run = load_run(str(config), ["cluster.partition=mine", "cluster.nodes=2"])
+    save_run(run)
+    cluster = load_run(str(run.folder), ["cluster.profile=other", "cluster.prepare.tasks=7"]).cluster
+    assert (cluster.partition, cluster.nodes, cluster.prepare.cpus, cluster.prepare.tasks) == ("other", 2, 3, 7)
