@@ -12,7 +12,6 @@ from data_tools.errors import UserError
 from data_tools.mirror import open_store
 from data_tools.plan import PLAN, PlanSettings, read_plan
 from launcher.config import RUN_FILE, RunConfig, load_run
-from sft.progress import committed_checkpoints
 from sft.record import STATUS, read_metrics
 
 _MAY_CHANGE = {
@@ -57,7 +56,8 @@ def _check_copies(config: RunConfig, resuming: bool) -> None:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest committed checkpoint of a run."""
-    return max(committed_checkpoints(folder / "checkpoints"), default=None)
+    found = (record.parent for record in folder.glob("checkpoints/step-*/commit.json"))
+    return max((path for path in found if not path.suffix), default=None)  # others are not whole, or damaged
 
 
 def check_same_run(config: RunConfig) -> None:

@@ -170,9 +170,9 @@ def test_why_a_run_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         Stop(tmp_path, main, lambda: False)
 
 
-@pytest.mark.parametrize(("before", "heard"), [("nohup", False), ("env", True)])
+@pytest.mark.parametrize(("before", "heard"), [("nohup", False), ("env --default-signal=HUP", True)])
 def test_below_nohup_a_closed_terminal_is_no_request(before: str, heard: bool) -> None:
     script = "import os, signal; from sft.stop import listen; asked = listen(); os.kill(os.getpid(), signal.SIGHUP); "
-    command = [before, sys.executable, "-c", script + "print(asked())"]
+    command = [*before.split(), sys.executable, "-c", script + "print(asked())"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(heard)
