@@ -253,22 +253,28 @@ def test_a_run_survives_nodes_that_crash(site: Site, tmp_path: Path) -> None:
         site = Site(cluster, tmp_path)
         config = site.write("unlucky", train={"max_steps": 2500, "log_every": 100}, checkpoint={"every": 100})
         job = site.launch(config, "--stages", "prepare,train")["train"]
-        for node in ("c2", "c1"):
-            _crash_and_boot(site, "unlucky", node)
+        _crash_and_boot(site, "unlucky", "c2", starts=1)
+        _crash_and_boot(site, "unlucky", "c1", starts=2)
         assert site.wait(job) == "COMPLETED"
         history = site.attempts("unlucky")
-        assert [line.get("why", "begin") for line in history] == ["begin", "failed", "begin", "begin", "finished"]
-        assert history[0]["step"] < history[2]["step"] < history[3]["step"]
-        log = (site.folder / "runs" / "unlucky" / "logs" / f"train-{job}.out").read_text("utf-8")
-        assert log.count("2 ranks on c1 c2") == 3
+        begun = [line["step"] for line in history if "begin" in line]
+        assert len(begun) == 3 and begun[1] >= 200 and begun[2] >= begun[1] + 200
+        ends = [line["why"] for line in history if "end" in line]
+        assert ends[-1] == "finished" and set(ends[:-1]) <= {"failed"}, (
+            "Slurm may be first, and then nobody notes an end"
+        )
     finally:
         cluster.stop()
 
 
-def _crash_and_boot(site: Site, name: str, node: str) -> None:
-    """Crash a node some checkpoints after the last start, and boot it when Slurm has noticed."""
-    begun = max((line["step"] for line in site.attempts(name) if "begin" in line), default=0)
-    site.until(lambda: committed_step(site.folder / "runs" / name) > begun + 200)
+def _crash_and_boot(site: Site, name: str, node: str, starts: int) -> None:
+    """Crash a node some checkpoints after the last of these starts, and boot it when Slurm has noticed."""
+
+    def is_far() -> bool:
+        begun = [line["step"] for line in site.attempts(name) if "begin" in line]
+        return len(begun) == starts and committed_step(site.folder / "runs" / name) >= begun[-1] + 201
+
+    site.until(is_far)
     site.slurm.fault("crash", node)
     site.until(lambda: site.slurm.run("sinfo", "-h", "-n", node, "-o", "%T").startswith("down"))
     site.slurm.fault("boot", node)
