@@ -63,9 +63,11 @@ def secrets_in(path: Path) -> dict[str, str]:
         UserError: others can read it, or a line is something else.
     """
     found: dict[str, str] = {}
-    if not path.exists():
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, PermissionError):  # below the home of another user there is nothing for this one
         return found
-    if path.stat().st_mode & 0o077:
+    if mode & 0o077:
         raise UserError(f"{path} can be read by others; run chmod 600 on it")
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):

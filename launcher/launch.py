@@ -62,11 +62,15 @@ def launch(
     folder = config.folder.absolute()
     if on in _ELSEWHERE:
         config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"fetch": "job"})})
+    if on != "slurm":  # elsewhere one process, or Ray, prepares
+        single = config.cluster.prepare.model_copy(update={"how": "single"})
+        config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"prepare": single})})
     chain = _chain(config, points, stages, places=on not in _ELSEWHERE)
     backend = BACKENDS[on]
     rendered = backend.render(chain)
     with _locked(folder):
-        if not dry_run and (going_on := _going_on(folder, chain.identity)):
+        going_on = _going_on(folder, chain.identity)  # of a dry run as well, which writes what waiting jobs will read
+        if going_on and not dry_run:
             console.print(f"[yellow]already launched[/]: {_listed(going_on)}; shardtune status {folder}")
             return _facts(folder, going_on)
         for run in {config.folder: config, **{point.folder: point for point in points}}.values():
@@ -156,6 +160,8 @@ def _going_on(folder: Path, identity: str) -> list[Submitted] | None:
             f"{folder} has jobs that are not over ({', '.join(active)}), of another configuration; "
             f"shardtune cancel {folder} first, or launch another run with name=NAME"
         )
+    if any(job.id is None for job in jobs) or known[active[0]].reason == "JobHeldUser":
+        return None  # that launch was cut off; what it had submitted is found again
     return jobs
 
 
@@ -178,7 +184,7 @@ def _write(chain: Chain, job: Job, on: str, name: str, text: str) -> Submitted:
     path = chain.folder / "jobs" / name
     write_text(path, text)
     path.chmod(0o700)
-    return Submitted(job.stage, on, str(path), f"logs/{job.stage}-*.out", job.array)
+    return Submitted(job.stage, on, str(path), f"logs/{job.stage}-[0-9l]*.out", job.array)
 
 
 def _record(chain: Chain, jobs: list[Submitted]) -> None:

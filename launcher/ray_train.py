@@ -4,6 +4,7 @@ driver ── TorchTrainer ─┬─ worker, rank 0 ── sft.train.train ─�
                         └─ worker, rank 1 ── …                     a start goes on from the newest committed one
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def train_on_ray(folder: Path, cluster: ClusterConfig, ranks: int) -> int:
             "secrets": cluster.secrets,
             "storage": storage,
             "runs": cluster.ray.runs,
+            "launch": time.time_ns(),
         },
         torch_config=TorchConfig(timeout_s=round(longest_wait(TrainingRun.open(folder).train.hang_timeout))),
         scaling_config=ScalingConfig(
@@ -92,7 +94,7 @@ def _worker(settings: dict[str, Any]) -> None:
             get_beginning(folder, storage)
         dist.barrier()
     if is_main:
-        _begin(folder)
+        _begin(folder, settings["launch"])
     try:
         run = TrainingRun.open(folder)
         world = join_world(longest_wait(run.train.hang_timeout))
@@ -108,10 +110,15 @@ def _worker(settings: dict[str, Any]) -> None:
             put_file(folder, storage, STATUS)
 
 
-def _begin(folder: Path) -> None:
-    """Note the start, unless the one before committed nothing: Ray starts workers again whatever they died of."""
+def _begin(folder: Path, launch: int) -> None:
+    """Note the start, unless the one before committed nothing: Ray starts workers again whatever they died of.
+
+    Args:
+        launch: another number for each launch; a person may launch again whatever there was before.
+    """
     history = attempts.read_attempts(folder)
-    if history and "begin" in history[-1] and history[-1]["step"] == attempts.committed_step(folder):
+    again = bool(history) and "begin" in history[-1] and history[-1]["job"] == launch
+    if again and history[-1]["step"] == attempts.committed_step(folder):
         raise UserError(f"the start before committed nothing, at step {history[-1]['step']:,}: giving up")
     (folder / "stop").unlink(missing_ok=True)
-    attempts.note_begin(folder, job=0)
+    attempts.note_begin(folder, job=launch)

@@ -116,7 +116,9 @@ def _look(folder: Path) -> list[Look]:
 
 def _state(folder: Path, job: Submitted, states: dict[str, JobState]) -> tuple[str, str]:
     """What the scheduler says; where it has forgotten the job, what the job itself wrote at its end."""
-    ends = [_read(path) for path in sorted((folder / "jobs" / "ends").glob(f"{job.stage}*.json"))]
+    there = folder / "jobs" / "ends"  # of `prepare` beside `prepare-shares`, too
+    paths = [*there.glob(f"{job.stage}.json"), *sorted(there.glob(f"{job.stage}-[0-9]*.json"))]
+    ends = [_read(path) for path in paths]
     codes = [end["code"] for end in ends]
     if job.backend in _ONE_JOB and len(ends) >= job.tasks:
         return _in_words(codes), ""

@@ -16,9 +16,11 @@ ask_to_stop() {
 trap 'ask_to_stop USR1' USR1
 trap 'ask_to_stop TERM' TERM
 
+me=$SLURM_JOB_ID  # of an array, the number of one task is also that of the whole array
+[[ ${SLURM_ARRAY_TASK_ID:-} ]] && me=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 limit=${SLURM_JOB_END_TIME:-}  # newer Slurm says it; 22.05 has to be asked
-[[ $limit ]] || limit=$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e)" +%s 2>/dev/null) || limit=
+[[ $limit ]] || limit=$(date -d "$(squeue -h -j "$me" -o %e)" +%s 2>/dev/null) || limit=
 start=$(once -m launcher.attempts begin "$RUN_DIR" --limit "${limit:-0}") || exit
 read -r MASTER_PORT SHARDTUNE_DEADLINE <<<"$(tail -n 1 <<<"$start")"
 export MASTER_PORT SHARDTUNE_DEADLINE MASTER_ADDR=${hosts[0]} WORLD_SIZE=$SLURM_NTASKS PYTHONUNBUFFERED=1
@@ -43,10 +45,10 @@ say "the ranks ended with $code"
 next=$(once -m launcher.attempts end "$RUN_DIR" --code "$code" --asked "${asked:-no}") || exit "$code"
 tail -n 1 <<<"$next"
 # What Slurm ends before the limit is cancelled, and must not come back, or preempted, and goes back by Slurm itself.
-state=$(squeue -h -t all -j "$SLURM_JOB_ID" -o %T) || state=
+state=$(squeue -h -t all -j "$me" -o %T) || state=
 [[ $limit && $(date +%s) -ge $limit ]] && state=TIMEOUT
 if [[ $(tail -n 1 <<<"$next") == requeue* && $state != COMPLETING ]]; then
-  scontrol requeue "$SLURM_JOB_ID" || fail "cannot go back into the queue; shardtune launch $RUN_DIR goes on"
+  scontrol requeue "$me" || fail "cannot go back into the queue; shardtune launch $RUN_DIR goes on"
   sleep 300  # Slurm ends this script
 fi
 exit "$code"

@@ -16,6 +16,7 @@ from launcher.backends.travel import driver, files_of
 from launcher.config import RUN_FILE
 from launcher.environment import use_ray_token
 from launcher.jobs import Chain, JobState, Record, Submitted
+from launcher.network import network_variables
 
 _FILE = "ray-job.json"
 _OVER = ("STOPPED", "SUCCEEDED", "FAILED")
@@ -35,7 +36,7 @@ def request(chain: Chain) -> dict[str, Any]:
     """
     cluster = chain.cluster
     runs = cluster.ray.runs or (None if cluster.ray.storage else str(chain.folder.parent))
-    variables = {**dict(chain.variables), **cluster.variables}
+    variables = {**dict(chain.variables), **dict(network_variables(cluster.network)), **cluster.variables}
     return {
         "entrypoint": driver(chain, cluster.ray.python, RUN_FILE, runs),
         "runtime_env": {"working_dir": str(chain.folder / "jobs" / "ray"), "env_vars": variables},

@@ -135,7 +135,8 @@ def _container(chain: Chain, container: ContainerConfig, job: Job) -> tuple[list
         case "docker":
             volumes = [part for pair in pairs for part in ("--volume", pair)]
             gpus = ["--gpus", "all"] if job.gpus_per_node else []
-            passed = [part for name in _PASSED for part in ("--env", name)]
+            given = (*dict(chain.variables), *dict(network_variables(chain.cluster.network)), *chain.cluster.variables)
+            passed = [part for name in dict.fromkeys((*_PASSED, *given)) for part in ("--env", name)]
             shared = ["--network=host", "--ipc=host", f"--workdir={chain.working_folder}"]
             return ["docker", "run", "--rm", *shared, *gpus, *passed, *volumes, container.image], []
 

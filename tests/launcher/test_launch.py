@@ -153,3 +153,11 @@ def test_a_profile_is_above_what_a_run_folder_has(config: Path, tmp_path: Path) 
     save_run(run)
     cluster = load_run(str(run.folder), ["cluster.profile=other", "cluster.prepare.tasks=7"]).cluster
     assert (cluster.partition, cluster.nodes, cluster.prepare.cpus, cluster.prepare.tasks) == ("other", 2, 3, 7)
+
+
+def test_shares_of_a_preparation_are_for_slurm_alone(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for on, expected in (("local", ["prepare", "train", "export"]), ("slurm", ["prepare-shares", "prepare"])):
+        command = ["launch", str(config), "--on", on, "--dry-run", "--json", "cluster.prepare.how=array"]
+        assert main(command) == 0
+        facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert [job["stage"] for job in facts["jobs"]][: len(expected)] == expected
