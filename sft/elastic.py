@@ -158,7 +158,7 @@ def _open_rank(state: Path, layout: Layout, rank: int, stage: int) -> _Saved:
         weights = [weights.flatten() for group in optimizer["fp32_groups"] for weights in group]
         return _Saved(layout, weights, optimizer["optimizer_state_dict"]["state"], optimizer.get("cur_scale"))
     optimizer = mapped(f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")["optimizer_state_dict"]
-    scale = optimizer["loss_scaler"].cur_scale
+    scale = getattr(optimizer.get("loss_scaler"), "cur_scale", None)
     if stage == 3:
         return _Saved(layout, optimizer["fp32_flat_groups"], optimizer["optimizer_state_dict"]["state"], scale)
     states = optimizer["base_optimizer_state"]["state"]
