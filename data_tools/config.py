@@ -14,11 +14,11 @@ from data_tools.files import is_hub_id
 _VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}")
 
 
-def expand_environment(text: str) -> str:
-    """Replace `${NAME}`, `${NAME:-default}` and a leading `~`; a name that is not set needs a default.
+def expand_variables(text: str) -> str:
+    """Replace `${NAME}` and `${NAME:-default}`; a name that is not set needs a default.
 
     >>> os.environ.pop("SHARDTUNE_DOCTEST", None)
-    >>> expand_environment("${SHARDTUNE_DOCTEST:-data}/chats.jsonl")
+    >>> expand_variables("${SHARDTUNE_DOCTEST:-data}/chats.jsonl")
     'data/chats.jsonl'
     """
 
@@ -29,7 +29,12 @@ def expand_environment(text: str) -> str:
             raise ValueError(f"the environment variable {name} is not set; set it or write ${{{name}:-default}}")
         return found
 
-    return os.path.expanduser(_VARIABLE.sub(value, text))  # noqa: PTH111 -- a glob or a URI must stay as it is
+    return _VARIABLE.sub(value, text)
+
+
+def expand_environment(text: str) -> str:
+    """Replace variables (`expand_variables`) and a leading `~`."""
+    return os.path.expanduser(expand_variables(text))  # noqa: PTH111 -- a glob or a URI must stay as it is
 
 
 Location = Annotated[str, AfterValidator(expand_environment)]

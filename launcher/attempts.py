@@ -1,6 +1,7 @@
 """The starts of a training job: what each led to, and whether there is to be another.
 
-    jobs/attempts.jsonl    {"begin": …, "job": …, "step": 200} or {"end": …, "code": 85, "why": "stopped", "step": 400}
+    jobs/attempts.jsonl    {"launch": …}, {"begin": …, "job": …, "step": 200},
+                           or {"end": …, "code": 85, "why": "stopped", "step": 400}
 
 Called by the job itself, before and after its ranks run (`slurm/train.sh`), so it imports little. Two budgets: stops by
 a time limit or a preemption are nobody's fault, crashes are; either way a start that committed nothing is not repeated.
@@ -114,6 +115,11 @@ def begin(run: Path, limit: float, job: int) -> tuple[int, float]:
     return free_port(job, restarts), limit - lead if limit else float("inf")
 
 
+def note_launch(run: Path) -> None:
+    """Note that a person launches the run, again or for the first time: the budgets are whole."""
+    _note(run, {"launch": _now()})
+
+
 def note_begin(run: Path, job: int) -> None:
     """Note that a start begins, from what is committed."""
     _note(run, {"begin": _now(), "job": job, "host": socket.gethostname(), "step": committed_step(run)})
@@ -141,9 +147,11 @@ def end(run: Path, code: int, asked: str) -> Decision:
 
 
 def read_attempts(run: Path) -> list[dict[str, Any]]:
-    """What was noted, oldest first."""
+    """The starts since the run was launched last, oldest first."""
     path = run / ATTEMPTS
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    launches = [number for number, line in enumerate(lines) if "launch" in line]
+    return lines[launches[-1] + 1 :] if launches else lines
 
 
 def committed_step(run: Path) -> int:

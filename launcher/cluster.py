@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from data_tools.config import Location, Section
 from data_tools.files import is_remote
 from launcher.cluster_cloud import CloudConfig, HfJobsConfig, KubernetesConfig
-from launcher.words import OneLine, Variable, Word
+from launcher.words import NodePath, OneLine, Variable, Word
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):([0-5]\d):([0-5]\d)")
 
@@ -41,7 +41,7 @@ class ContainerConfig(Section):
     image: OneLine = Field(examples=["/images/shardtune.sqsh"])
     """A file, or the name of an image as the engine writes it."""
     mounts: tuple[OneLine, ...] = ()
-    """More folders than those of the run, its store and the working directory: `/data` or `/host:/inside`."""
+    """More folders than those that the run's YAML names, and the working directory: `/data` or `/host:/inside`."""
 
 
 class EnvironmentConfig(Section):
@@ -151,7 +151,7 @@ class ClusterConfig(Section):
     """What NCCL needs to be told on this network; none: it finds its way, as nearly everywhere."""
     variables: dict[Variable, OneLine] = Field({})
     """Environment variables of the jobs; nothing secret, they are in the scripts."""
-    secrets: Location = Field("~/.config/shardtune/secrets.env", validate_default=True)
+    secrets: NodePath = "~/.config/shardtune/secrets.env"
     """A file on all nodes, readable by you alone, with lines NAME=value (WANDB_API_KEY, HF_TOKEN): jobs read it, and it
     is never copied."""
     fetch: Literal["here", "job"] = "here"

@@ -7,6 +7,7 @@ nodes     shared folder, clocks, code, room, GPUs, network      by a short job o
 
 import json
 import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -129,7 +130,8 @@ def _nodes(cluster: ClusterConfig, folder: Path) -> list[Finding]:
         cluster=cluster,
         working_folder=Path.cwd(),
         python=sys.executable,
-        variables=variables_passed_on(places=True),
+        folders=(),
+        variables=variables_passed_on(places=True, contained=False),
         identity=folder.name,
     )
     script = folder / "doctor.sbatch"
@@ -161,23 +163,34 @@ def _compare(folder: Path, nodes: int) -> list[Finding]:
     logs = "".join(path.read_text("utf-8", errors="replace") for path in folder.glob("logs/*.out"))
     if len(looks) < nodes:
         last = logs.strip().splitlines()[-1:] or ["its output is empty"]
-        said = f"{len(looks)} of {nodes} nodes wrote into {folder.parent}: it is not shared, or they failed: {last[0]}"
+        hosts = (folder / "hosts").read_text("utf-8").split() if (folder / "hosts").exists() else []
+        silent = [host for rank, host in enumerate(hosts) if f"node-{rank}.json" not in looks]
+        who = ", ".join(silent) or f"{nodes - len(looks)} of {nodes} nodes"
+        said = f"{who} wrote nothing into {folder.parent}: it is not shared, or they failed: {last[0]}"
         return [Finding("shared folder", said, False)]
     facts = list(looks.values())
     hosts = [each["host"] for each in facts]
     blind = [each["host"] for each in facts if not each["sees_folder"]]
-    clocks = [each["clock"] for each in facts]
-    skew = max(clocks) - min(clocks)
     wrong = list(dict.fromkeys(said for each in facts for said in each["wrong"]))
     return [
         Finding("shared folder", f"{folder.parent} is the same on {', '.join(hosts)}", not blind),
         *(_same(what, key, facts) for what, key in (("code", "code"), ("Python", "python"), ("torch", "torch"))),
         *([_same("driver", "driver", facts)] if "driver" in facts[0] else []),
         _same("GPUs", "gpus", facts),
-        Finding("clocks", f"differ by {skew:.1f} s", skew <= _SKEW),
+        _clocks({each["host"]: each["clock"] for each in facts}),
         *(_room(each["host"], each) for each in facts),
         Finding("network", "; ".join(wrong) or f"{len(facts)} nodes met and added up a tensor", not wrong),
     ]
+
+
+def _clocks(clocks: dict[str, float]) -> Finding:
+    """Seconds by which each clock is before that of the file system; one that is far from most is named."""
+    skew = max(clocks.values()) - min(clocks.values())
+    middle = statistics.median_low(clocks.values())
+    odd = max(clocks, key=lambda host: abs(clocks[host] - middle))
+    said = f"differ by {skew:.1f} s"
+    good = skew <= _SKEW
+    return Finding("clocks", said if good else f"{said}; that of {odd} is furthest from the others", good)
 
 
 def _same(what: str, key: str, facts: list[dict[str, Any]]) -> Finding:

@@ -37,14 +37,23 @@ _NAMES = (
 """Those that jobs get anywhere. Neither has a key or a token."""
 
 
-def variables_passed_on(places: bool) -> tuple[tuple[str, str], ...]:
+def variables_passed_on(places: bool, contained: bool) -> tuple[tuple[str, str], ...]:
     """Those variables of who launches that are set, and of use to jobs.
 
     Args:
         places: the jobs see the folders of this machine.
+        contained: they run in containers, where `~` is another folder.
     """
     wanted = (*_PLACES, *_NAMES) if places else _NAMES
-    return tuple((name, value) for name in wanted if (value := os.environ.get(name)))
+    usual = {"HF_HOME": str(hub_cache())} if places and contained else {}
+    return tuple((name, value) for name in wanted if (value := os.environ.get(name) or usual.get(name)))
+
+
+def hub_cache() -> Path:
+    """Where what was fetched from the hub is kept."""
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME)
 
 
 def read_secrets(path: Path) -> None:

@@ -57,6 +57,8 @@ class Chain:
     """Where relative paths and `module:function` are looked up, absolute."""
     python: str
     """The Python that launches."""
+    folders: tuple[Path, ...]
+    """More folders of this machine that the jobs read or write, absolute: a container has to be shown them."""
     variables: tuple[tuple[str, str], ...]
     """Environment variables of the jobs; none is secret."""
     identity: str

@@ -21,13 +21,14 @@ from rich.console import Console
 
 from data_tools.errors import UserError
 from data_tools.store import write_json, write_text
-from launcher.attempts import Budget, lead_seconds, write_budget
+from launcher.attempts import Budget, lead_seconds, note_launch, write_budget
 from launcher.backends import hf_jobs, kubernetes, local_jobs, ray_jobs, slurm
 from launcher.cluster import seconds_of
 from launcher.config import RunConfig, save_run
 from launcher.environment import variables_passed_on
 from launcher.jobs import STAGES, Chain, Job, Submitted, jobs_of
 from launcher.pins import require_model
+from launcher.places import folders_named
 from launcher.run_folder import check_same_run
 from launcher.stages import fetch_stage
 from launcher.versions import versions
@@ -83,8 +84,10 @@ def launch(
             fetch_stage(config, console)
         for line in backend.check(chain, planned):
             console.print(f"  {line}", markup=False, highlight=False)
-        for end in (folder / "jobs" / "ends").glob("*.json"):
-            end.unlink()  # of an earlier launch
+        for each in dict.fromkeys((folder, *chain.runs)):
+            note_launch(each)
+            for end in (each / "jobs" / "ends").glob("*.json"):
+                end.unlink()  # of an earlier launch
         submitted = backend.submit(chain, planned, lambda jobs: _record(chain, jobs))
         console.print(f"[green]launched[/] {_listed(submitted)} → shardtune status {folder}")
         return _facts(folder, submitted)
@@ -107,7 +110,8 @@ def _chain(config: RunConfig, points: list[RunConfig], stages: tuple[str, ...], 
         cluster=config.cluster,
         working_folder=Path.cwd(),
         python=sys.executable,
-        variables=variables_passed_on(places),
+        folders=folders_named(config) if places else (),
+        variables=variables_passed_on(places, config.cluster.container is not None),
         identity=_identity(config, points, stages),
     )
 

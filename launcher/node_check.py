@@ -12,6 +12,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,9 @@ def meet(rank: int, hosts: list[str], address: str, port: int, seconds: float = 
         store = TCPStore(address, port, is_master=rank == 0, timeout=limit, wait_for_workers=False)
         with socket.create_server(("", 0)) as server:
             store.set(f"port-{rank}", str(server.getsockname()[1]))
-            if missing := _missing(store, hosts, seconds):
-                return [f"{host} did not come to {address}:{port} within {seconds:g} s" for host in missing]
+            if missing := _missing(store, "port", range(len(hosts)), seconds):
+                _leave(store, rank, [each for each in range(len(hosts)) if each not in missing], seconds)
+                return [f"{hosts[each]} did not come to {address}:{port} within {seconds:g} s" for each in missing]
             if said := _reach_next(store, rank, hosts, seconds):
                 return [said]
         backend = "nccl" if torch.cuda.is_available() else "gloo"
@@ -110,13 +112,21 @@ def meet(rank: int, hosts: list[str], address: str, port: int, seconds: float = 
     return []
 
 
-def _missing(store: Any, hosts: list[str], seconds: float) -> list[str]:
+def _missing(store: Any, key: str, ranks: Iterable[int], seconds: float) -> list[int]:
+    """Wait until all of these ranks have set a key; returns those that have not."""
     deadline = time.monotonic() + seconds
-    missing = list(range(len(hosts)))
+    missing = list(ranks)
     while missing and time.monotonic() < deadline:
-        missing = [rank for rank in missing if not store.check([f"port-{rank}"])]
+        missing = [rank for rank in missing if not store.check([f"{key}-{rank}"])]
         time.sleep(0.1)
-    return [hosts[rank] for rank in missing]
+    return missing
+
+
+def _leave(store: Any, rank: int, there: list[int], seconds: float) -> None:
+    """The first node keeps the store, and is the last to go."""
+    store.set(f"leaves-{rank}", "")
+    if rank == 0:
+        _missing(store, "leaves", there, seconds)
 
 
 def _reach_next(store: Any, rank: int, hosts: list[str], seconds: float) -> str | None:
@@ -129,9 +139,7 @@ def _reach_next(store: Any, rank: int, hosts: list[str], seconds: float) -> str 
         return f"{hosts[rank]} cannot reach {hosts[other]}: {error}"
     finally:
         store.set(f"tried-{rank}", "")
-    deadline = time.monotonic() + seconds
-    while not all(store.check([f"tried-{each}"]) for each in range(len(hosts))) and time.monotonic() < deadline:
-        time.sleep(0.1)  # as long as somebody tries, this node listens
+    _missing(store, "tried", range(len(hosts)), seconds)  # as long as somebody tries, this node listens
     return None
 
 

@@ -116,15 +116,27 @@ def _look(folder: Path) -> list[Look]:
 
 def _state(folder: Path, job: Submitted, states: dict[str, JobState]) -> tuple[str, str]:
     """What the scheduler says; where it has forgotten the job, what the job itself wrote at its end."""
-    there = folder / "jobs" / "ends"  # of `prepare` beside `prepare-shares`, too
-    paths = [*there.glob(f"{job.stage}.json"), *sorted(there.glob(f"{job.stage}-[0-9]*.json"))]
-    ends = [_read(path) for path in paths]
+    ends = [_read(path) for run in runs_of(folder) for path in _ends(run / "jobs" / "ends", job.stage)]
     codes = [end["code"] for end in ends]
     if job.backend in _ONE_JOB and len(ends) >= job.tasks:
         return _in_words(codes), ""
     if job.id in states:
         return states[job.id].word, states[job.id].reason
-    return (_in_words(codes), "") if codes else ("UNKNOWN", "the scheduler has forgotten it, and it left no word")
+    if len(codes) < job.tasks:
+        without = f"{job.tasks - len(codes)} of its {job.tasks} tasks" if job.tasks > 1 else "it"
+        return "UNKNOWN", f"the scheduler has forgotten it, and {without} left no word"
+    return _in_words(codes), ""
+
+
+def _ends(there: Path, stage: str) -> list[Path]:
+    """One, or one of each task; those of `prepare` lie beside those of `prepare-shares`."""
+    return [*there.glob(f"{stage}.json"), *sorted(there.glob(f"{stage}-[0-9]*.json"))]
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The folders in which jobs say how they are: the run's own, and those of the runs of a sweep."""
+    record = read_jobs(folder) or {}
+    return [Path(run) for run in dict.fromkeys((str(folder), *record.get("runs", ())))]
 
 
 def _in_words(codes: list[int]) -> str:
@@ -137,8 +149,27 @@ def _in_words(codes: list[int]) -> str:
 def _progress(folder: Path, stage: str) -> tuple[str, str]:
     if stage.startswith("prepare"):
         return _prepared(folder, stage)
-    if stage != "train" or not (status := read_status(folder)):
+    if stage != "train":
         return "", ""
+    told = {run: status for run in runs_of(folder) if (status := read_status(run))}
+    if len(runs_of(folder)) > 1:
+        return _swept(told)
+    return _trained(folder, told[folder]) if told else ("", "")
+
+
+def _swept(told: dict[Path, dict[str, Any]]) -> tuple[str, str]:
+    """Of a sweep, its runs that have begun."""
+    if not told:
+        return "", ""
+    finished = sum(status["phase"] == "finished" for status in told.values())
+    step = sum(max((line["step"] for line in read_metrics(run)), default=0) for run in told)
+    return (
+        f"{finished} of {len(told)} begun runs finished, step {step:,} / {sum(s['steps'] for s in told.values()):,}",
+        "",
+    )
+
+
+def _trained(folder: Path, status: dict[str, Any]) -> tuple[str, str]:
     lines = [line for line in read_metrics(folder) if "loss" in line]
     step, steps = (lines[-1]["step"] if lines else status["step"]), status["steps"]
     text = f"{status['phase']}, step {step:,} / {steps:,}"

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from data_tools.config import expand_variables
+
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _WORD = re.compile(r"[A-Za-z0-9_.,@+:/=&|()*%\[\]-]+")
 
@@ -24,6 +26,8 @@ def _one_line(text: str) -> str:
 Word = Annotated[str, AfterValidator(_word)]
 """Becomes an option of a scheduler: never a space, quote, newline or `$`."""
 OneLine = Annotated[str, AfterValidator(_one_line)]
+NodePath = Annotated[str, AfterValidator(expand_variables), AfterValidator(_one_line)]
+"""A path on the nodes: a leading `~` is the home of whoever the job runs as there."""
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 

@@ -16,6 +16,7 @@ say() { printf '[%(%F %T)T] %s\n' -1 "$*"; }
 fail() { say "error: $*" >&2; exit 1; }
 
 # Variables that must not be in a script, an argument or a log. Values are taken as they are: nothing is evaluated.
+secrets=()
 read_secrets() {
   [[ -e $SECRETS ]] || return 0
   [[ $(stat -Lc %a "$SECRETS") == *00 ]] || fail "$SECRETS can be read by others; run chmod 600 on it"
@@ -25,6 +26,7 @@ read_secrets() {
     [[ $line =~ ^[[:space:]]*(#.*)?$ ]] && continue
     [[ $line =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || fail "$SECRETS: line $number is not NAME=value"
     export "${line?}"
+    secrets+=(--env "${line%%=*}")
   done <"$SECRETS"
 }
 
@@ -40,6 +42,12 @@ enter_environment() {
     . "$(conda info --base)/etc/profile.d/conda.sh" || fail "there is no conda on PATH, to enter $CONDA"
     conda activate "$CONDA" || fail "cannot enter conda's $CONDA"
   fi
+}
+
+# Docker hands on no variable by itself, and would write files as the user of the image.
+enter_docker() {
+  [[ ${PYTHON[0]} == docker ]] || return 0
+  PYTHON=(docker run --user "$(id -u):$(id -g)" --env HOME=/tmp "${secrets[@]}" "${PYTHON[@]:2}")
 }
 
 # A command of shardtune, or a module of its, once, on this node.
@@ -62,5 +70,6 @@ note_end() {
 [[ -e $RUN_DIR/run.yaml ]] || fail "$RUN_DIR has no run.yaml; make it with shardtune launch, or shardtune plan"
 enter_environment
 read_secrets
+enter_docker
 STAGE=${STAGE:-$(basename "$0" .sh)}
 trap note_end EXIT

@@ -5,6 +5,7 @@
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 MASTER_PORT=$(once -m launcher.attempts port "$RUN_DIR" | tail -n 1) || exit
 NODES=$(IFS=,; echo "${hosts[*]}")
+printf '%s\n' "${hosts[@]}" >"$RUN_DIR/hosts"
 export MASTER_PORT NODES MASTER_ADDR=${hosts[0]}
 # shellcheck disable=SC2016  # RANK is each task's own
 srun --export=ALL --wait=0 --kill-on-bad-exit=0 --ntasks-per-node=1 "${SRUN_CONTAINER[@]}" \

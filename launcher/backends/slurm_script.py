@@ -92,13 +92,19 @@ def _settings(chain: Chain, job: Job) -> list[str]:
         f"RUNS=({join(str(run) for run in runs)})",
         "RUN_DIR=${RUNS[${SLURM_ARRAY_TASK_ID:-0}]}" if len(runs) > 1 else "RUN_DIR=${RUNS[0]}",
         f"STAGE={quote(job.stage)}",
-        f"SECRETS={quote(cluster.secrets)}",
+        f"SECRETS={_path_there(cluster.secrets)}",
         *(f"export {name}={quote(value)}" for name, value in chain.variables),
         *(f"export {name}={quote(value)}" for name, value in network_variables(cluster.network)),
         *(f"export {name}={quote(value)}" for name, value in cluster.variables.items()),
         *_environment(chain, job),
         "RENDERED=yes",
     ]
+
+
+def _path_there(path: str) -> str:
+    """A path for bash; the home that begins it is the one of the node."""
+    home = re.match(r"~[A-Za-z0-9._-]*/", path)
+    return home[0] + quote(path[home.end() :]) if home else quote(path)
 
 
 def _environment(chain: Chain, job: Job) -> list[str]:
@@ -121,8 +127,9 @@ def _environment(chain: Chain, job: Job) -> list[str]:
 
 def _container(chain: Chain, container: ContainerConfig, job: Job) -> tuple[list[str], list[str]]:
     """What stands before `python`, and the options of srun, for commands to run in an image."""
-    own = dict.fromkeys((str(chain.working_folder), str(chain.folder.parent)))
-    mounts = [*own, *container.mounts]
+    own = (chain.working_folder, chain.folder.parent, *chain.folders)
+    seen = [folder for folder in own if not any(folder.is_relative_to(other) and folder != other for other in own)]
+    mounts = [*dict.fromkeys(map(str, seen)), *container.mounts]
     pairs = [mount if ":" in mount else f"{mount}:{mount}" for mount in mounts]
     match container.engine:
         case "pyxis":
@@ -143,6 +150,7 @@ def _container(chain: Chain, container: ContainerConfig, job: Job) -> tuple[list
 
 _PASSED = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SHARDTUNE_DEADLINE", "OMP_NUM_THREADS"),
-    *("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "HF_TOKEN", "WANDB_API_KEY", "PYTHONUNBUFFERED"),
+    *("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "PYTHONUNBUFFERED", "NODES"),
+    *("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED"),
 )
-"""Docker hands on no variable by itself."""
+"""Docker hands on no variable by itself; those of `cluster.secrets` are added where they are read (`common.sh`)."""

@@ -24,6 +24,7 @@ def chain(cluster: ClusterConfig, runs: int = 1, folder: str = "/shared/runs/fir
         "cluster": cluster,
         "working_folder": Path("/shared/work"),
         "python": "/shared/venv/bin/python",
+        "folders": (Path("/shared/tokens"), Path("/shared/runs/first/tokens")),
         "variables": (("HF_HOME", "/shared/hf"),),
         "identity": "0123456789abcdef",
     }

@@ -76,6 +76,16 @@ def test_a_start_and_its_end_are_noted(tmp_path: Path) -> None:
     assert [line.get("why", "begin") for line in attempts.read_attempts(tmp_path)] == ["begin", "failed"]
 
 
+def test_launched_anew_its_budgets_are_whole(tmp_path: Path) -> None:
+    attempts.write_budget(tmp_path, attempts.Budget(max_failures=1, max_stops=1), lead=None)
+    for launch in range(2):
+        attempts.note_launch(tmp_path)
+        for start, requeue in enumerate((True, False)):
+            attempts.note_begin(tmp_path, job=launch)
+            commit(tmp_path, 10 * launch + start + 1)
+            assert attempts.end(tmp_path, code=1, asked="no").requeue is requeue
+
+
 @pytest.mark.parametrize(
     ("code", "asked", "status", "why"),
     [

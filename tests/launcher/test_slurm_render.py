@@ -1,7 +1,9 @@
 """Scripts for sbatch: as the golden files, valid bash, and nothing in a configuration can become a command."""
 
+import os
 import subprocess
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,7 @@ def head(script: str) -> str:
 
 @pytest.mark.parametrize("name", CASES)
 def test_scripts_are_those_of_the_golden_file(name: str, is_golden: Callable[[str, str], None]) -> None:
-    cluster = ClusterConfig.model_validate({"secrets": "/home/me/secrets.env", **CASES[name]})
+    cluster = ClusterConfig.model_validate(CASES[name])
     scripts = slurm_script.render(chain(cluster, runs=3 if name == "gres_and_array" else 1))
     text = "\n".join(f"── {file}\n{head(script)}" for file, script in scripts.values())
     is_golden(f"slurm_{name}.txt", text)
@@ -119,11 +121,37 @@ def test_nothing_in_the_settings_runs(values: list[str], tmp_path_factory: pytes
     script.write_text(text + '\nprintf "%s\\0" "$ONE" "$TWO" "$SECRETS" "${PYTHON[@]}"\n', "utf-8")
     done = subprocess.run(["/bin/bash", script], cwd=folder, capture_output=True, check=True, env={"PATH": "/nowhere"})
     said = done.stdout.decode("utf-8").split("\0")
-    assert said[:3] == [cluster.variables["ONE"], clean[4], cluster.secrets]
+    secrets = os.path.expanduser(cluster.secrets) if "/" in cluster.secrets else cluster.secrets  # noqa: PTH111
+    assert said[:3] == [cluster.variables["ONE"], clean[4], secrets]
     assert cluster.container is not None
     assert cluster.container.image in said
     assert done.stderr == b""
     assert list(folder.iterdir()) == [script]
+
+
+def test_docker_gets_the_secrets_by_name_and_writes_as_who_launched(tmp_path: Path) -> None:
+    """The image's command is what bash would run; the values are in its environment alone."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "secrets.env").write_text("MLFLOW_TRACKING_TOKEN=5ecret 'value'\n# HF_TOKEN=\nHF_TOKEN=a=b\n")
+    (home / "secrets.env").chmod(0o600)
+    (tmp_path / "run.yaml").write_text("")
+    cluster = ClusterConfig.model_validate({**CASES["docker"], "secrets": "~/secrets.env"})
+    made = chain(cluster, folder=str(tmp_path))
+    common = (slurm_script.BODIES / "common.sh").read_text("utf-8")
+    script = tmp_path / "script"
+    said = 'printf "%s\\0" "${PYTHON[@]}"; env -0 | grep -z ^MLFLOW'
+    script.write_text(f"{head(slurm_script.render_job(made, made.jobs[1]))}\n{common}\n{said}\n", "utf-8")
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home)}
+    done = subprocess.run(["/bin/bash", script], capture_output=True, text=True, check=True, env=environment)
+    words = done.stdout.split("\0")
+    assert words[:2] == ["docker", "run"]
+    assert f"{os.getuid()}:{os.getgid()}" in words
+    names = [name for option, name in pairwise(words) if option == "--env"]
+    assert {"MLFLOW_TRACKING_TOKEN", "HF_TOKEN", "RANK"} <= set(names)
+    assert words.index("tune:1") > words.index("HF_TOKEN")
+    assert words[-2] == "MLFLOW_TRACKING_TOKEN=5ecret 'value'"
+    assert "5ecret" not in "".join(words[:-2])
 
 
 @pytest.mark.parametrize("folder", ["/a b/runs/x", "/a\nb/runs/x", "/a%j/runs/x", '/a"b/x', "/a#b/x", "/a\\b/x"])

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.attempts import committed_step
+from launcher.attempts import committed_step, read_attempts
 from sft.record import read_metrics
 from tests.conftest import chats, write_jsonl
 from tests.slurm.cluster import Cluster
@@ -92,12 +92,17 @@ class Site:
             time.sleep(0.1)
         return found
 
+    def status(self, name: str) -> list[dict[str, Any]]:
+        """The lines of `shardtune status`."""
+        jobs: list[dict[str, Any]] = json.loads(self.shardtune("status", f"runs/{name}", "--json").stdout)["jobs"]
+        return jobs
+
     def logs(self) -> str:
         return "".join(f"\n{path}\n{path.read_text('utf-8')[-3000:]}" for path in self.folder.glob("runs/*/logs/*.out"))
 
     def attempts(self, name: str) -> list[dict[str, Any]]:
-        path = self.folder / "runs" / name / "jobs" / "attempts.jsonl"
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+        """Those since it was launched last."""
+        return read_attempts(self.folder / "runs" / name)
 
 
 @pytest.fixture
@@ -333,6 +338,17 @@ def test_the_doctor_finds_a_cluster_well_and_a_partition_missing(site: Site) -> 
     assert "there is none called nowhere" in wrong.stderr
 
 
+def test_the_doctor_names_a_node_that_cannot_reach_another(site: Site) -> None:
+    """Slurm reaches it, but the ports where ranks meet are closed, as by a firewall."""
+    rule = ("ipproto", "tcp", "dport", "20000-31999", "prohibit")
+    site.slurm.on("c2", "ip", "rule", "add", *rule)
+    try:
+        wrong = site.shardtune("doctor", "slurm-cpu", code=1)
+    finally:
+        site.slurm.on("c2", "ip", "rule", "del", *rule)
+    assert "the first: network: c2 did not come to c1:" in " ".join(wrong.stderr.split())
+
+
 def test_prepare_by_ray_or_by_an_array_makes_the_same_store(site: Site) -> None:
     ways = {
         "one": {"cpus": 1},
@@ -382,3 +398,14 @@ def test_a_sweep_is_an_array_over_one_store(site: Site) -> None:
     for number in (0, 1):
         assert read_metrics(site.folder / "runs" / f"swept-{number}")[-1]["step"] == 6
         assert not (site.folder / "runs" / f"swept-{number}" / "tokens").exists()
+    told = {job["stage"]: job for job in site.status("swept")}
+    assert told["train"]["state"] == "COMPLETED"
+    assert told["train"]["progress"] == "2 of 2 begun runs finished, step 12 / 12"
+    record = site.folder / "runs" / "swept" / "jobs" / "jobs.json"
+    record.write_text(record.read_text().replace(f'"{jobs["train"]}"', '"999999"'))  # as if Slurm had forgotten it
+    assert {job["stage"]: job["state"] for job in site.status("swept")} == {
+        "prepare": "COMPLETED",
+        "train": "COMPLETED",
+    }
+    (site.folder / "runs" / "swept-1" / "jobs" / "ends" / "train-1.json").unlink()
+    assert {job["stage"]: job for job in site.status("swept")}["train"]["state"] == "UNKNOWN"
