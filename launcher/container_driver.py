@@ -38,7 +38,7 @@ def run_all(runs: Path, stages: list[str], ranks: int, until: float) -> int:
         for name, text in files_given().items():
             (Path(folder) / name).write_text(text, "utf-8")
         os.chdir(folder)  # modules of the run's functions are found here
-        return run_stages(begin(Path(RUN_FILE), runs), stages, "container", train)
+        return run_stages(begin(Path(RUN_FILE), runs), stages, "container", {"train": train})
 
 
 def main() -> int:

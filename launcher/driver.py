@@ -32,16 +32,16 @@ def begin(config_file: Path, runs: Path) -> RunConfig:
     return config
 
 
-def run_stages(config: RunConfig, stages: list[str], job: str, train: Callable[[RunConfig], int]) -> int:
+def run_stages(config: RunConfig, stages: list[str], job: str, own: dict[str, Callable[[RunConfig], int]]) -> int:
     """Run stages until one fails; returns the exit code of the last, and notes each in `jobs/ends`.
 
     Args:
         job: what the notes call it.
-        train: does that stage, and returns its exit code.
+        own: what does a stage in place of the command of that name; returns its exit code.
     """
     for stage in stages:
         print(f"── {stage}", flush=True)
-        code = train(config) if stage == "train" else shardtune(stage, config.folder)
+        code = own[stage](config) if stage in own else shardtune(stage, config.folder)
         if stage == "export" and not code:
             code = shardtune("report", config.folder)
         ended = datetime.now().astimezone().isoformat(timespec="seconds")

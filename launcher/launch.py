@@ -42,7 +42,7 @@ BACKENDS = {
     "local": local_jobs,
 }
 _ELSEWHERE = ("kubernetes", "hf-jobs")
-"""There no folder of this machine is seen: what is fetched here is of no use."""
+"""There no folder of this machine is seen, as on a Ray with runs of its own: what is fetched here is of no use."""
 
 
 def launch(
@@ -61,12 +61,13 @@ def launch(
         UserError: something is wrong with the configuration, or the scheduler refuses it; nothing is submitted then.
     """
     folder = config.folder.absolute()
-    if on in _ELSEWHERE:
+    elsewhere = on in _ELSEWHERE or (on == "ray" and bool(config.cluster.ray.runs or config.cluster.ray.storage))
+    if elsewhere:
         config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"fetch": "job"})})
     if on != "slurm":  # elsewhere one process, or Ray, prepares
         single = config.cluster.prepare.model_copy(update={"how": "single"})
         config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"prepare": single})})
-    chain = _chain(config, points, stages, places=on not in _ELSEWHERE)
+    chain = _chain(config, points, stages, places=not elsewhere)
     backend = BACKENDS[on]
     rendered = backend.render(chain)
     with _locked(folder):

@@ -17,6 +17,15 @@ from launcher.ray_storage import in_storage, put_beginning, put_results, runs_of
 from sft.exits import FAILED
 
 
+def _fetch(config: RunConfig) -> int:
+    from launcher.ray_fetch import fetch_on_all_nodes
+
+    code = shardtune("fetch", config.folder)
+    if not code:
+        fetch_on_all_nodes(config.folder, config.cluster.ray.runs)
+    return code
+
+
 def _train(config: RunConfig) -> int:
     from launcher.ray_train import train_on_ray
 
@@ -40,10 +49,10 @@ def main() -> int:
         config = begin(options.config, runs_of_this_machine(options.runs))
         storage = config.cluster.ray.storage
         if storage is None:
-            return run_stages(config, options.stages.split(","), "ray", _train)
+            return run_stages(config, options.stages.split(","), "ray", {"train": _train})
         config = in_storage(config, storage)
         save_run(config)
-        code = run_stages(config, options.stages.split(","), "ray", _train)
+        code = run_stages(config, options.stages.split(","), "ray", {"fetch": _fetch, "train": _train})
         put_results(config.folder, storage)
         return code
     except UserError as error:

@@ -55,6 +55,11 @@ def get_file(folder: Path, storage: str, name: str) -> bool:
     return found
 
 
+def remove_file(folder: Path, storage: str, name: str) -> None:
+    """Remove one file of a run, if there is one."""
+    _there(folder, storage).remove_file(name)
+
+
 def get_beginning(folder: Path, storage: str) -> None:
     """Take what ranks begin with; one process of a machine does it."""
     there = _there(folder, storage)

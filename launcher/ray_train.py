@@ -13,7 +13,7 @@ from data_tools.store import write_text
 from launcher import attempts
 from launcher.cluster import ClusterConfig
 from launcher.environment import read_secrets
-from launcher.ray_storage import get_beginning, get_file, put_file, runs_of_this_machine
+from launcher.ray_storage import get_beginning, get_file, put_file, remove_file, runs_of_this_machine
 from launcher.run_folder import read_status
 from sft.exits import FAILED, FINISHED, STOPPED
 from sft.record import STATUS
@@ -36,6 +36,7 @@ def train_on_ray(folder: Path, cluster: ClusterConfig, ranks: int) -> int:
     from sft.run import TrainingRun
 
     storage = cluster.ray.storage
+    wait = longest_wait(TrainingRun.open(folder).train.hang_timeout)
     resources = {"CPU": float(cluster.cpus_per_rank or 1)}
     if cluster.gpus_per_node:
         resources["GPU"] = cluster.gpus_per_node / cluster.ranks
@@ -47,8 +48,9 @@ def train_on_ray(folder: Path, cluster: ClusterConfig, ranks: int) -> int:
             "storage": storage,
             "runs": cluster.ray.runs,
             "launch": time.time_ns(),
+            "wait": wait,
         },
-        torch_config=TorchConfig(timeout_s=round(longest_wait(TrainingRun.open(folder).train.hang_timeout))),
+        torch_config=TorchConfig(timeout_s=round(wait)),
         scaling_config=ScalingConfig(
             num_workers=ranks,
             use_gpu=bool(cluster.gpus_per_node),
@@ -62,6 +64,8 @@ def train_on_ray(folder: Path, cluster: ClusterConfig, ranks: int) -> int:
         ),
     )
     (folder / _MISTAKE).unlink(missing_ok=True)
+    if storage:
+        remove_file(folder, storage, str(_MISTAKE))
     try:
         trainer.fit()
     except TrainingFailedError as error:
@@ -77,34 +81,33 @@ def train_on_ray(folder: Path, cluster: ClusterConfig, ranks: int) -> int:
 
 def _worker(settings: dict[str, Any]) -> None:
     """One rank. Ray has set RANK and its like, and started the process group."""
-    import torch.distributed as dist
-    from ray.train import get_context
-
-    from sft.heartbeat import longest_wait
+    from sft.node_local import find_ranks_here
     from sft.run import TrainingRun
     from sft.train import train
     from sft.world import join_world
 
     folder, storage = Path(settings["folder"]), settings["storage"]
     read_secrets(Path(settings["secrets"]).expanduser())
-    is_main = get_context().get_world_rank() == 0
+    world = join_world(settings["wait"])
     if storage:
         folder = runs_of_this_machine(settings["runs"]) / folder.name
-        if get_context().get_local_rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        world = find_ranks_here(folder, world)
+        if world.keeps_folder:
             get_beginning(folder, storage)
-        dist.barrier()
-    if is_main:
+        world.barrier()
+    if world.is_main:
         _begin(folder, settings["launch"])
     try:
         run = TrainingRun.open(folder)
-        world = join_world(longest_wait(run.train.hang_timeout))
         code = train(run, resuming=True, world=world, signalled=lambda: False)
     except UserError as error:  # the driver says it; Ray would give the traceback of each start
+        (folder / _MISTAKE).parent.mkdir(exist_ok=True)
         write_text(folder / _MISTAKE, str(error))
         if storage:
             put_file(folder, storage, str(_MISTAKE))
         raise
-    if is_main:
+    if world.is_main:
         attempts.end(folder, code, asked="no")
         if storage:
             put_file(folder, storage, STATUS)

@@ -15,6 +15,7 @@ import yaml
 
 from sft.record import read_metrics
 from tests.conftest import chats, write_jsonl
+from tests.data_tools.hub_server import Repository, serving
 from tests.object_store import serving_s3
 from tests.ray_cluster.conftest import RayCluster
 
@@ -99,11 +100,21 @@ def test_a_run_is_prepared_trained_killed_and_exported(ray_cluster: RayCluster, 
 
 def test_machines_that_share_no_folder(ray_cluster: RayCluster, tmp_path: Path) -> None:
     """All that outlives a machine is in an object store; a rank is killed, and fetches what it needs from there."""
-    with serving_s3("runs") as address:
+    rows = "".join(json.dumps(row) + "\n" for row in chats(300)).encode()
+    with (
+        serving_s3("runs") as address,
+        serving({"datasets/me/chats": Repository({"a" * 40: {"train.jsonl": rows}})}) as hub,
+    ):
         cluster = RayCluster(ray_cluster.address, {**ray_cluster.environment, "AWS_ENDPOINT_URL": address})
-        cluster.environment["AWS_DEFAULT_REGION"] = "us-east-1"
+        cluster.environment.update(AWS_DEFAULT_REGION="us-east-1", HF_ENDPOINT=hub.url)
         config = write_config(tmp_path, cluster, "apart", max_steps=400)
-        launch(cluster, tmp_path, config, "cluster.ray.storage=s3://runs/all")
+        launch(
+            cluster,
+            tmp_path,
+            config,
+            "cluster.ray.storage=s3://runs/all",
+            "data.sources=[{path: me/chats, split: train}]",
+        )
         system, there = fsspec.filesystem("s3"), "runs/all/apart"
         deadline = time.monotonic() + 200
         while not committed(system, there):
@@ -112,7 +123,8 @@ def test_machines_that_share_no_folder(ray_cluster: RayCluster, tmp_path: Path) 
         os.kill(workers()[0], 9)
         states = wait(cluster, tmp_path, "apart")
         said = cluster.run("launcher", "logs", "apart", folder=tmp_path).stdout
-        assert states == dict.fromkeys(("prepare", "train", "export"), "SUCCEEDED"), said[-3000:]
+        assert states == dict.fromkeys(("fetch", "prepare", "train", "export"), "SUCCEEDED"), said[-3000:]
+        assert "fetched on 1 more nodes" in said
         assert len(set(re.findall(r"fetching step-\d+", said))) == 2, "to go on, and to export"
         system.invalidate_cache()
         assert {"model/model.safetensors", "tokens/manifest.json", "report.html"} <= {
