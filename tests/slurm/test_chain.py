@@ -51,6 +51,7 @@ class Site:
             "cluster": {"nodes": 2, "cpus_per_rank": 1, "time": "00:10:00", "prepare": {"cpus": 1}},
         }
         config["model"]["config"] |= {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 512}
+        config["cluster"]["secrets"] = str(self.folder / "home" / ".config" / "shardtune" / "secrets.env")
         for section, values in changes.items():
             config[section] = {**config.get(section, {}), **values}
         path = self.folder / f"{name}.yaml"
@@ -116,7 +117,7 @@ def site(slurm: Cluster, tmp_path: Path) -> Site:
 
 
 def test_a_chain_completes(site: Site) -> None:
-    config = site.write("whole")
+    config = site.write("whole", cluster={"fetch": "job"})
     jobs = site.launch(config)
     assert site.launch(config) == jobs  # launched twice it is one chain
     refused = site.shardtune("launch", config, "--on", "slurm", "train.learning_rate=1", code=1)
@@ -127,11 +128,13 @@ def test_a_chain_completes(site: Site) -> None:
     assert site.wait(jobs["export"]) == "COMPLETED"
     looks = json.loads(site.shardtune("status", "whole", "--json").stdout)["jobs"]
     assert [(look["stage"], look["state"]) for look in looks] == [
+        ("fetch", "COMPLETED"),
         ("prepare", "COMPLETED"),
         ("train", "COMPLETED"),
         ("export", "COMPLETED"),
     ]
-    assert looks[1]["progress"].startswith("finished, step 6 / 6")
+    assert (site.folder / "runs" / "whole" / "lock.json").exists()
+    assert looks[2]["progress"].startswith("finished, step 6 / 6")
     assert (site.folder / "runs" / "whole" / "model" / "model.safetensors").exists()
     assert "the ranks ended with 0" in site.shardtune("logs", "whole", "--stage", "train").stdout
     for path in (site.folder / "runs").rglob("*"):
