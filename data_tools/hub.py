@@ -21,7 +21,8 @@ _TOKENIZER_FILES = (
     *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model", "*.tiktoken"),
     *("tekken.json", "config.json", "chat_template*", "additional_chat_templates/*"),
 )
-_MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
+_MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*.py")
+"""Code of a model's own lies there until `model.trust_remote_code` lets it run."""
 
 
 def needed_files(kind: Kind, files: Iterable[str]) -> list[str]:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import UserError
+from data_tools.lock import LOCK_FILE
 from data_tools.store import write_text
 from launcher import attempts
 from launcher.cluster import ClusterConfig
-from launcher.environment import read_secrets
+from launcher.environment import go_offline, read_secrets
 from launcher.ray_storage import get_beginning, get_file, put_file, remove_file, runs_of_this_machine
 from launcher.run_folder import read_status
 from sft.exits import FAILED, FINISHED, STOPPED
@@ -81,12 +82,14 @@ def train_on_ray(folder: Path, cluster: ClusterConfig, ranks: int) -> int:
 
 def _worker(settings: dict[str, Any]) -> None:
     """One rank. Ray has set RANK and its like, and started the process group."""
+    folder, storage = Path(settings["folder"]), settings["storage"]
+    if not storage and (folder / LOCK_FILE).exists():
+        go_offline()  # before transformers is imported: a machine without network would ask the hub for a long time
     from sft.node_local import find_ranks_here
     from sft.run import TrainingRun
     from sft.train import train
     from sft.world import join_world
 
-    folder, storage = Path(settings["folder"]), settings["storage"]
     read_secrets(Path(settings["secrets"]).expanduser())
     world = join_world(settings["wait"])
     if storage:

@@ -5,12 +5,16 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from data_tools.chat import ChatTemplate
 from data_tools.errors import UserError
+from data_tools.files import is_hub_id
+from data_tools.hub import cached
 from data_tools.tokenizer import template_of
 from sft.answers import stop_tokens
 from sft.best import best_validation
+from sft.config_model import ModelConfig
 from sft.copies import Copies
 from sft.digests import COMMIT, find_damage
 from sft.engine import consolidated_weights
@@ -115,11 +119,22 @@ def load_trained_model(
 def _generation_config(run: TrainingRun, tokenizer: Any, template: ChatTemplate) -> GenerationConfig:
     """The base model's own, with the tokens that end a turn and the padding of this tokenizer."""
     values: dict[str, Any] = {}
-    if run.model.path is not None and (Path(run.model.path) / "generation_config.json").exists():
-        values = GenerationConfig.from_pretrained(run.model.path).to_diff_dict()
+    if file := _file_of_model(run.model, GENERATION_CONFIG_NAME):
+        values = GenerationConfig.from_pretrained(file.parent).to_diff_dict()
     values |= {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": stop_tokens(tokenizer, template),
         "pad_token_id": tokenizer.pad_token_id,
     }
     return GenerationConfig(**values)
+
+
+def _file_of_model(config: ModelConfig, name: str) -> Path | None:
+    """A file that lies beside the weights that training began with, if there is one."""
+    if config.path is None:
+        return None
+    if is_hub_id(config.path):
+        found = cached("model", config.path, config.revision or "main", [name])
+        return found[name] if found else None
+    file = Path(config.path) / name
+    return file if file.exists() else None

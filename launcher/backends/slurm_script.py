@@ -150,7 +150,7 @@ def _container(chain: Chain, container: ContainerConfig, job: Job) -> tuple[list
 
 _PASSED = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SHARDTUNE_DEADLINE", "OMP_NUM_THREADS"),
-    *("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "PYTHONUNBUFFERED", "NODES"),
+    *("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "PYTHONUNBUFFERED", "NODES", "HF_HUB_OFFLINE"),
     *("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED"),
 )
 """Docker hands on no variable by itself; those of `cluster.secrets` are added where they are read (`common.sh`)."""

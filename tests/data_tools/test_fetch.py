@@ -286,3 +286,41 @@ def test_a_lock_is_read_strictly(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(UserError, match="is not a lock of this version"):
             Lock.read(path)
+
+
+OWN_CODE = b"""
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own_model"
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.mark.slow
+def test_a_model_with_code_of_its_own_is_trained_without_network(
+    recipe: Path, hub: Hub, shardtune: Commands, tmp_path: Path
+) -> None:
+    """Its code is fetched with its weights, and runs because the configuration trusts this commit."""
+    files = dict(hub.repositories["models/org/model"].commits[MODEL])
+    values = json.loads(files["config.json"])
+    values |= {"model_type": "own_model", "max_position_embeddings": 256}
+    values["auto_map"] = {"AutoConfig": "own_code.OwnConfig", "AutoModelForCausalLM": "own_code.OwnForCausalLM"}
+    files |= {"config.json": json.dumps(values).encode(), "own_code.py": OWN_CODE}
+    files["generation_config.json"] = b'{"do_sample": true, "temperature": 0.6}'
+    hub.repositories["models/org/own"] = Repository({NEWER: files})
+    own = [recipe, "model.path=org/own", f"model.revision={NEWER}", "model.trust_remote_code=true"]
+    own += ["name=own", "train.max_steps=1", "train.packs_per_step=2"]
+    codes, said = shardtune(hub.url, ["fetch", *own])
+    assert codes == [0], said
+    requests = len(hub.asked)
+    codes, said = shardtune("http://127.0.0.1:9", ["prepare", *own], ["train", *own], ["export", *own])
+    assert codes == [0, 0, 0], said
+    assert len(hub.asked) == requests
+    exported = tmp_path / "runs" / "own" / "model"
+    assert (exported / "own_code.py").read_bytes() == OWN_CODE
+    assert json.loads((exported / "generation_config.json").read_text())["temperature"] == 0.6
