@@ -3,6 +3,8 @@
 `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean to huggingface_hub.
 """
 
+import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -10,7 +12,7 @@ from glob import escape
 from pathlib import Path
 
 from data_tools.errors import UserError
-from data_tools.files import near_path
+from data_tools.files import is_hub_id, near_path
 from data_tools.lock import Kind, Lock
 
 _FETCH = "run `shardtune fetch CONFIG` on a machine with network"
@@ -23,6 +25,7 @@ _TOKENIZER_FILES = (
 )
 _MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*.py")
 """Code of a model's own lies there until `model.trust_remote_code` lets it run."""
+_ONE_FILE = {"model.safetensors"}
 
 
 def needed_files(kind: Kind, files: Iterable[str]) -> list[str]:
@@ -87,6 +90,21 @@ def tokenizer_folder(name: str, revision: str | None, lock: Lock | None) -> str:
         commit, everything = look_up("tokenizer", name, revision)
         files = download("tokenizer", name, commit, needed_files("tokenizer", everything))
     return str(next((path.parent for file, path in files.items() if "/" not in file), name))
+
+
+def model_folder(name: str, revision: str | None) -> str:
+    """Where a model is read from: the folder of the cache that has a commit of the hub whole, so that nobody is asked
+    for files that it has not either; else the name itself.
+    """
+    if not is_hub_id(name) or re.fullmatch("[0-9a-f]{40}", revision or "") is None:
+        return name
+    found = cached("model", name, str(revision), ["config.json"])
+    if found is None:
+        return name
+    folder = found["config.json"].parent
+    index = folder / "model.safetensors.index.json"
+    weights = set(json.loads(index.read_text("utf-8"))["weight_map"].values()) if index.exists() else _ONE_FILE
+    return str(folder) if all((folder / file).exists() for file in weights) else name
 
 
 def require_cached(kind: Kind, name: str, commit: str, files: Sequence[str]) -> dict[str, Path]:

@@ -1,7 +1,7 @@
 """The starts of a training job: what each led to, and whether there is to be another.
 
-    jobs/attempts.jsonl    {"launch": …}, {"begin": …, "job": …, "step": 200},
-                           or {"end": …, "code": 85, "why": "stopped", "step": 400}
+    jobs/attempts.jsonl    {"launch": …}, {"begin": …, "job": …, "step": 200, "committed": …},
+                           or {"end": …, "code": 85, "why": "stopped", "step": 400, "committed": …}
 
 Called by the job itself, before and after its ranks run (`slurm/train.sh`), so it imports little. Two budgets: stops by
 a time limit or a preemption are nobody's fault, crashes are; either way a start that committed nothing is not repeated.
@@ -50,6 +50,11 @@ class Decision:
     requeue: bool
     why: str
 
+    @property
+    def finished(self) -> bool:
+        """Whether the run is over as it should be."""
+        return self.why == "finished"
+
 
 def decide(history: list[dict[str, Any]], budget: Budget) -> Decision:
     """Whether a job starts again after the last start in its history ended.
@@ -57,30 +62,30 @@ def decide(history: list[dict[str, Any]], budget: Budget) -> Decision:
     Args:
         history: the lines of `ATTEMPTS`, oldest first; the last one has an `end`.
     """
-    last, steps = history[-1], _steps_gained(history)
+    last, gains = history[-1], _gains(history)
     ends = [line["why"] for line in history if "end" in line]
     if last["why"] == "finished":
         return Decision(False, "finished")
     if last["why"] == "stopped by a person":
         return Decision(False, "stopped by the stop file; shardtune launch goes on")
-    barren = last["why"] == "failed" or steps[-2:] == [0, 0]  # a scheduler may take the machine while it still loads
-    if steps[-1] == 0 and barren:
+    barren = last["why"] == "failed" or gains[-2:] == [False] * 2  # a scheduler may take the machine while it loads
+    if not gains[-1] and barren:
         return Decision(False, f"{last['why']}, and no checkpoint was committed since this start: giving up")
     if last["why"] == "failed":
         if (failures := ends.count("failed") + _lost(history)) > budget.max_failures:
             return Decision(
                 False, f"failed {failures} times, and cluster.requeue.max_failures is {budget.max_failures}"
             )
-        return Decision(True, f"failed, {steps[-1]:,} committed steps after its start; going on from {last['step']:,}")
+        return Decision(True, f"failed, but committed since its start; going on from step {last['step']:,}")
     if (stops := ends.count("stopped") + ends.count("cut off")) > budget.max_stops:
         return Decision(False, f"stopped {stops} times, and cluster.requeue.max_stops is {budget.max_stops}")
     return Decision(True, f"{last['why']} at step {max(last['step'], 0):,}; going on when it is its turn")
 
 
-def _steps_gained(history: list[dict[str, Any]]) -> list[int]:
-    """Steps committed in each start that has an end."""
+def _gains(history: list[dict[str, Any]]) -> list[bool]:
+    """Whether each start that has an end committed anything: not by its step, which a damaged one may have had."""
     return [
-        max(0, after["step"]) - max(0, before["step"])
+        after["step"] > 0 and after["committed"] > before["committed"]
         for before, after in pairwise(history)
         if "begin" in before and "end" in after
     ]
@@ -122,7 +127,7 @@ def note_launch(run: Path) -> None:
 
 def note_begin(run: Path, job: int) -> None:
     """Note that a start begins, from what is committed."""
-    _note(run, {"begin": _now(), "job": job, "host": socket.gethostname(), "step": committed_step(run)})
+    _note(run, {"begin": _now(), "job": job, "host": socket.gethostname(), **committed(run)})
     (run / "status.json").unlink(missing_ok=True)  # it tells of the start before
 
 
@@ -135,14 +140,14 @@ def end(run: Path, code: int, asked: str) -> Decision:
     """
     status = _read_json(run / "status.json")
     why = "failed"
-    if code == FINISHED:
+    if code == FINISHED or status.get("phase") == "finished":  # srun may have ended a rank that took long to go
         why = "finished"
     elif code == STOPPED or status.get("phase") == "stopped":  # srun may say instead how it ended the last ranks
         by_person = asked == "no" and status.get("reason") == "the stop file"
         why = "stopped by a person" if by_person else "stopped"
     elif asked != "no":
         why = "cut off"  # before it was saved
-    _note(run, {"end": _now(), "code": code, "why": why, "step": committed_step(run)})
+    _note(run, {"end": _now(), "code": code, "why": why, **committed(run)})
     return decide(read_attempts(run), budget_of(run))
 
 
@@ -158,6 +163,12 @@ def committed_step(run: Path) -> int:
     """The step of the newest committed checkpoint; -1: there is none."""
     names = (path.parent.name.removeprefix("step-") for path in run.glob("checkpoints/step-*/commit.json"))
     return max((int(name) for name in names if name.isdigit()), default=-1)  # others are not whole, or damaged
+
+
+def committed(run: Path) -> dict[str, float]:
+    """The step of the newest checkpoint, and when one was committed last, in seconds since the epoch; 0: never."""
+    times = [path.stat().st_mtime for path in run.glob("checkpoints/step-*/commit.json")]
+    return {"step": committed_step(run), "committed": max(times, default=0.0)}
 
 
 def lead_seconds(run: Path) -> float:
@@ -249,7 +260,7 @@ def main() -> None:
         print(port, "inf" if deadline == float("inf") else int(deadline))
     else:
         decision = end(options.run, options.code, options.asked)
-        print("requeue" if decision.requeue else "stop", f"({decision.why})")
+        print("requeue" if decision.requeue else "finished" if decision.finished else "stop", f"({decision.why})")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ from data_tools.errors import UserError
 
 def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     """The variables that `sft.world` reads, and a fair share of the cores."""
+    inherited = {name: value for name, value in os.environ.items() if name != _OFFLINE or not _went_offline}
     defaults = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks)), "TOKENIZERS_PARALLELISM": "false"}
     return {
         **defaults,
-        **os.environ,
+        **inherited,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(ranks),
@@ -26,8 +27,8 @@ def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
 
 
 _PLACES = (
-    *("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "XDG_CACHE_HOME", "PYTHONPATH"),
-    *("AWS_PROFILE", "AWS_CONFIG_FILE"),
+    *("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "XDG_CACHE_HOME", "PYTHONPATH", "SHARDTUNE_CACHE"),
+    *("AWS_PROFILE", "AWS_CONFIG_FILE", "TRACKIO_DIR"),
 )
 """Variables of who launches that jobs on nodes with the same folders get as well."""
 _NAMES = (
@@ -43,10 +44,20 @@ def variables_passed_on(places: bool, contained: bool) -> tuple[tuple[str, str],
     Args:
         places: the jobs see the folders of this machine.
         contained: they run in containers, where `~` is another folder.
+
+    Raises:
+        UserError: there is a password in one, which everybody who sees the jobs would see.
     """
     wanted = (*_PLACES, *_NAMES) if places else _NAMES
     usual = {"HF_HOME": str(hub_cache())} if places and contained else {}
-    return tuple((name, value) for name in wanted if (value := os.environ.get(name) or usual.get(name)))
+    found = tuple((name, value) for name in wanted if (value := os.environ.get(name) or usual.get(name)))
+    for name, value in found:
+        if re.search(r"://[^/@]*@", value):
+            raise UserError(
+                f"{name} has a password in it, which scripts and job queues would show; unset it here, and write it "
+                f"into the file of cluster.secrets on the nodes"
+            )
+    return found
 
 
 def hub_cache() -> Path:
@@ -138,5 +149,14 @@ def quiet_libraries() -> None:
 
 
 def go_offline() -> None:
-    """Whatever asks the hub from now on gets what is in the cache, at once; ranks and actors inherit it."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    """Whatever asks the hub from now on gets what is in the cache, at once. Actors inherit it; ranks do not, which read
+    their model from the cache as well, but may send metrics and checkpoints to the hub.
+    """
+    global _went_offline
+    _went_offline = _went_offline or _OFFLINE not in os.environ
+    os.environ[_OFFLINE] = "1"
+
+
+_OFFLINE = "HF_HUB_OFFLINE"
+_went_offline = False
+"""Whether that was said here, and not by who started this process."""

@@ -29,7 +29,7 @@ from launcher.environment import variables_passed_on
 from launcher.jobs import STAGES, Chain, Job, Submitted, jobs_of
 from launcher.pins import require_model
 from launcher.places import folders_named
-from launcher.run_folder import check_same_run
+from launcher.run_folder import SWEEP, check_same_run, sweep_of
 from launcher.stages import fetch_stage
 from launcher.versions import versions
 
@@ -71,12 +71,17 @@ def launch(
     backend = BACKENDS[on]
     rendered = backend.render(chain)
     with _locked(folder):
+        for other in (sweep_of(folder), *chain.runs):
+            if other is not None and other != folder:
+                _refuse_beside(folder, other)
         going_on = _going_on(folder, chain.identity)  # of a dry run as well, which writes what waiting jobs will read
         if going_on and not dry_run:
             console.print(f"[yellow]already launched[/]: {_listed(going_on)}; shardtune status {folder}")
             return _facts(folder, going_on)
         for run in {config.folder: config, **{point.folder: point for point in points}}.values():
             _write_run(run)
+            if run.folder.absolute() != folder:
+                write_json(run.folder / SWEEP, {"sweep": str(folder)})
         planned = [_write(chain, job, on, *rendered[job.stage]) for job in chain.jobs]
         if dry_run:
             _show(planned, console)
@@ -165,9 +170,26 @@ def _going_on(folder: Path, identity: str) -> list[Submitted] | None:
             f"{folder} has jobs that are not over ({', '.join(active)}), of another configuration; "
             f"shardtune cancel {folder} first, or launch another run with name=NAME"
         )
-    if any(job.id is None for job in jobs) or known[active[0]].reason == "JobHeldUser":
+    if any(job.id is None for job in jobs) or "JobHeldUser" in (state.reason for state in known.values()):
         return None  # that launch was cut off; what it had submitted is found again
+    if all(known[job].word == "COMPLETING" for job in active):
+        raise UserError(f"the jobs of {folder} are still ending ({', '.join(active)}); launch again in a moment")
     return jobs
+
+
+def _refuse_beside(folder: Path, other: Path) -> None:
+    """A run of a sweep is trained by that, or by itself.
+
+    Raises:
+        UserError: jobs of the other are not over.
+    """
+    record = read_jobs(other)
+    ids = [job["id"] for job in record["jobs"] if job["id"]] if record else []
+    if record and (active := [job for job, state in BACKENDS[record["on"]].states(ids).items() if state.active]):
+        raise UserError(
+            f"{folder} and {other} have a run in common, and the jobs of {other} are not over ({', '.join(active)}); "
+            f"shardtune cancel {other} first"
+        )
 
 
 def read_jobs(folder: Path) -> dict[str, Any] | None:

@@ -6,8 +6,10 @@ from data_tools.errors import UserError
 from data_tools.files import is_hub_id, near_path
 from data_tools.hub import cached, look_up
 from data_tools.lock import LOCK_FILE, Lock
+from data_tools.store import write_text
 from launcher.config import RunConfig
 from launcher.environment import go_offline
+from launcher.run_folder import sweep_of
 
 
 def use_lock(config: RunConfig) -> RunConfig:
@@ -17,7 +19,10 @@ def use_lock(config: RunConfig) -> RunConfig:
     Raises:
         UserError: the lock pins another model than the configuration asks for.
     """
-    lock = Lock.read(config.folder / LOCK_FILE)
+    own, sweep = config.folder / LOCK_FILE, sweep_of(config.folder)
+    if not own.exists() and sweep is not None and (sweep / LOCK_FILE).exists():  # it is fetched once for all runs
+        write_text(own, (sweep / LOCK_FILE).read_text("utf-8"))
+    lock = Lock.read(own)
     if lock is None:
         return config
     go_offline()

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import UserError
-from data_tools.lock import LOCK_FILE
 from data_tools.store import write_text
 from launcher import attempts
 from launcher.cluster import ClusterConfig
-from launcher.environment import go_offline, read_secrets
+from launcher.environment import read_secrets
 from launcher.ray_storage import get_beginning, get_file, put_file, remove_file, runs_of_this_machine
 from launcher.run_folder import read_status
 from sft.exits import FAILED, FINISHED, STOPPED
@@ -83,8 +82,6 @@ def train_on_ray(folder: Path, cluster: ClusterConfig, ranks: int) -> int:
 def _worker(settings: dict[str, Any]) -> None:
     """One rank. Ray has set RANK and its like, and started the process group."""
     folder, storage = Path(settings["folder"]), settings["storage"]
-    if not storage and (folder / LOCK_FILE).exists():
-        go_offline()  # before transformers is imported: a machine without network would ask the hub for a long time
     from sft.node_local import find_ranks_here
     from sft.run import TrainingRun
     from sft.train import train
@@ -100,7 +97,7 @@ def _worker(settings: dict[str, Any]) -> None:
             get_beginning(folder, storage)
         world.barrier()
     if world.is_main:
-        _begin(folder, settings["launch"])
+        _begin(folder, settings["launch"], storage)
     try:
         run = TrainingRun.open(folder)
         code = train(run, resuming=True, world=world, signalled=lambda: False)
@@ -116,15 +113,18 @@ def _worker(settings: dict[str, Any]) -> None:
             put_file(folder, storage, STATUS)
 
 
-def _begin(folder: Path, launch: int) -> None:
+def _begin(folder: Path, launch: int, storage: str | None) -> None:
     """Note the start, unless the one before committed nothing: Ray starts workers again whatever they died of.
 
     Args:
         launch: another number for each launch; a person may launch again whatever there was before.
     """
+    (folder / _MISTAKE).unlink(missing_ok=True)  # of the start before; this one may end otherwise
+    if storage:
+        remove_file(folder, storage, str(_MISTAKE))
     history = attempts.read_attempts(folder)
     again = bool(history) and "begin" in history[-1] and history[-1]["job"] == launch
-    if again and history[-1]["step"] == attempts.committed_step(folder):
+    if again and history[-1]["committed"] == attempts.committed(folder)["committed"]:
         raise UserError(f"the start before committed nothing, at step {history[-1]['step']:,}: giving up")
     (folder / "stop").unlink(missing_ok=True)
     attempts.note_begin(folder, job=launch)

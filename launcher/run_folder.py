@@ -116,6 +116,16 @@ def _same(before: Any, now: Any) -> bool:
     return before == now or (isinstance(now, str) and before == str(Path(now).absolute()))
 
 
+SWEEP = Path("jobs") / "sweep.json"
+"""In the folder of a run of a sweep, it says which sweep that is."""
+
+
+def sweep_of(folder: Path) -> Path | None:
+    """The folder of the sweep that a run was launched in; None: in none."""
+    path = folder / SWEEP
+    return Path(json.loads(path.read_text("utf-8"))["sweep"]) if path.exists() else None
+
+
 def read_status(folder: Path) -> dict[str, Any]:
     """What the training job last said of itself; empty when it has not yet."""
     path = folder / STATUS

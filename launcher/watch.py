@@ -16,7 +16,7 @@ from data_tools.errors import UserError
 from launcher.jobs import JobState, Submitted
 from launcher.launch import BACKENDS, JOBS, read_jobs
 from launcher.progress import PREPARING
-from launcher.run_folder import read_status
+from launcher.run_folder import read_status, sweep_of
 from sft.exits import STOPPED
 from sft.record import read_metrics
 
@@ -92,6 +92,8 @@ def find_launched(run: str) -> Path:
     for folder in (Path(run), Path("runs") / run):
         if (folder / JOBS).exists():
             return folder.absolute()
+        if (sweep := sweep_of(folder)) is not None:
+            raise UserError(f"{folder} is a run of the sweep {sweep}, whose jobs are its own; give that")
     raise UserError(f"{run} is no run that was launched (it has no {JOBS}); see shardtune launch")
 
 

@@ -159,7 +159,7 @@ def resume(
         if world.is_main:
             here = f"{world.size} rank{'s' * (world.size > 1)} with stage {train.zero.stage}"
             print(f"{path} was written by {written}; its parts are put together for {here}", flush=True)
-        if world.here is not None and (trouble := bring(path.name, folder, world, copies)):
+        if len(world.ranks_here) < world.size and (trouble := bring(path.name, folder, world, copies)):
             raise UserError(f"the parts of {path} on other nodes are needed and could not be fetched: {trouble}")
         layouts = [read_layout(torch.load(file, weights_only=True)["layout"]) for file in files]
         load_other_split(engine, path / STATE_FOLDER, layouts, progress.zero_stage)

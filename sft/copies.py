@@ -169,6 +169,7 @@ class Copies:
             self._store.put(checkpoint / name, f"{there}/{name}")
         if self._world is not None and not self._world.is_main:
             self._store.put(checkpoint / COMMIT, f"{there}/{_seal(self._world.rank, record)}")
+            self._done.add(checkpoint)
             return
         for name in _ALONG:
             if (self._run / name).exists():
@@ -232,6 +233,7 @@ class Copies:
         if self._settings.node_local and (wrong := self._damage(partial, {name: files[name] for name in wanted})):
             raise UserError(f"the copy {self.location}/{there} is damaged: {wrong}")
         (partial / COMMIT).write_bytes(record)
+        os.utime(partial / COMMIT, (0, 0))  # it was not committed now: what a start gained is told by that
         shutil.rmtree(path, ignore_errors=True)
         os.rename(partial, path)
         if METRICS in self._store.names():  # what is here ends before

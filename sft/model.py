@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from data_tools.errors import UserError
+from data_tools.hub import model_folder
 from sft.attention import PACKED
 from sft.config_model import ModelConfig
 from sft.lora import check_packages, quantization
@@ -149,7 +150,7 @@ def load_model(
     if config.path is not None:
         try:
             model, loading = AutoModelForCausalLM.from_pretrained(
-                config.path,
+                model_folder(config.path, config.revision),
                 revision=config.revision,
                 config=model_config,
                 dtype=dtype,
@@ -208,7 +209,8 @@ def load_config(
 def _read_config(config: ModelConfig) -> PretrainedConfig:
     try:
         check_code(config)
-        return AutoConfig.from_pretrained(config.path, revision=config.revision, **code_arguments(config))
+        folder = model_folder(str(config.path), config.revision)
+        return AutoConfig.from_pretrained(folder, revision=config.revision, **code_arguments(config))
     except (OSError, ValueError) as error:
         raise UserError(f"model.path: cannot load {config.path}: {str(error).splitlines()[0]}") from None
 

@@ -25,7 +25,7 @@ def newest_good_checkpoint(
         UserError: there are checkpoints, but all are damaged, or copies that may be there cannot be reached.
     """
     there, trouble = from_main(world, _copied(copies))
-    if world.here is not None:
+    if len(world.ranks_here) < world.size:
         return _newest_copy(there, trouble, folder, world, copies)
     if world.is_main and not reading:
         _finish_renames(folder)
@@ -96,7 +96,11 @@ def _newest_copy(there: list[str], trouble: str, folder: Path, world: World, cop
         raise UserError(f"no copy of a checkpoint of {folder.parent} could be fetched: {trouble}")
     if world.keeps_folder:
         for path in committed_checkpoints(folder):
-            if found is None or path.name > found.name:
+            if found is None:
+                print(f"{path} is a part of a checkpoint that was never copied whole; it is set aside", flush=True)
+                shutil.rmtree(aside := path.with_name(path.name + ".uncopied"), ignore_errors=True)
+                os.rename(path, aside)
+            elif path.name > found.name:
                 shutil.rmtree(path)
     return found
 

@@ -6,6 +6,7 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from data_tools.errors import UserError
+from data_tools.hub import model_folder
 from sft.config_model import ModelConfig
 
 
@@ -38,7 +39,8 @@ def check_code(config: ModelConfig) -> None:
     Raises:
         UserError: the model has code that may not run, or that lies where `model.revision` does not reach.
     """
-    values, _ = PretrainedConfig.get_config_dict(config.path, revision=config.revision)
+    folder = model_folder(str(config.path), config.revision)
+    values, _ = PretrainedConfig.get_config_dict(folder, revision=config.revision)
     named = values.get("auto_map") or {}
     classes = [named[name] for name in ("AutoConfig", "AutoModelForCausalLM") if name in named]
     known = values.get("model_type") in _known_types()

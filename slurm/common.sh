@@ -72,6 +72,4 @@ enter_environment
 read_secrets
 enter_docker
 STAGE=${STAGE:-$(basename "$0" .sh)}
-# What is locked was fetched: nobody on a node without network waits for the hub.
-[[ $STAGE == fetch || ! -e $RUN_DIR/lock.json ]] || export HF_HUB_OFFLINE=1
 trap note_end EXIT

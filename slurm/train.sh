@@ -20,7 +20,7 @@ me=$SLURM_JOB_ID  # of an array, the number of one task is also that of the whol
 [[ ${SLURM_ARRAY_TASK_ID:-} ]] && me=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 limit=${SLURM_JOB_END_TIME:-}  # newer Slurm says it; 22.05 has to be asked
-[[ $limit ]] || limit=$(date -d "$(squeue -h -j "$me" -o %e)" +%s 2>/dev/null) || limit=
+[[ $limit ]] || { limit=$(squeue -h -j "$me" -o %e) && [[ $limit ]] && limit=$(date -d "$limit" +%s 2>/dev/null); } || limit=
 start=$(once -m launcher.attempts begin "$RUN_DIR" --limit "${limit:-0}") || exit
 read -r MASTER_PORT SHARDTUNE_DEADLINE <<<"$(tail -n 1 <<<"$start")"
 export MASTER_PORT SHARDTUNE_DEADLINE MASTER_ADDR=${hosts[0]} WORLD_SIZE=$SLURM_NTASKS PYTHONUNBUFFERED=1
@@ -30,7 +30,7 @@ once -m launcher plan "$RUN_DIR" --ranks "$WORLD_SIZE" || exit
 say "$WORLD_SIZE ranks on ${hosts[*]}, port $MASTER_PORT, start ${SLURM_RESTART_COUNT:-0}"
 cpus=${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}  # srun does not take it over from sbatch
 # shellcheck disable=SC2016  # RANK and LOCAL_RANK are each task's own
-srun --export=ALL --kill-on-bad-exit=1 --wait=60 --label --unbuffered ${cpus:+"$cpus"} "${SRUN_CONTAINER[@]}" \
+srun --export=ALL --kill-on-bad-exit=1 --wait=300 --label --unbuffered ${cpus:+"$cpus"} "${SRUN_CONTAINER[@]}" \
   bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID; exec "$@"' _ \
   "${PYTHON[@]}" -m sft.train "$RUN_DIR" --resume &
 step=$!
@@ -44,6 +44,7 @@ done
 say "the ranks ended with $code"
 next=$(once -m launcher.attempts end "$RUN_DIR" --code "$code" --asked "${asked:-no}") || exit "$code"
 tail -n 1 <<<"$next"
+[[ $(tail -n 1 <<<"$next") != finished* ]] || exit 0  # whatever srun did to ranks that took long to go
 # What Slurm ends before the limit is cancelled, and must not come back, or preempted, and goes back by Slurm itself.
 state=$(squeue -h -t all -j "$me" -o %T) || state=
 [[ $limit && $(date +%s) -ge $limit ]] && state=TIMEOUT

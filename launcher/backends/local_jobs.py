@@ -84,7 +84,7 @@ def submit(chain: Chain, planned: list[Submitted], record: Record) -> list[Submi
             start_new_session=True,
         )
     number = f"{process.pid}@{_started(process.pid)}"
-    done = [replace(job, id=number) for job in planned]
+    done = [replace(job, id=number, tasks=1) for job in planned]  # one after the other, and one word of all
     record(done)
     return done
 

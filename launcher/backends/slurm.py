@@ -93,6 +93,8 @@ def _sbatch(script: str, option: str) -> str:
 def _find(comments: list[str]) -> dict[str, str]:
     """The active jobs of this user with these comments: comment → job id."""
     result = _run("squeue", "--me", "-h", "-o", "%F|%k")
+    if result.returncode:
+        raise UserError(f"Slurm does not answer: {_last_line(result.stderr)}; nothing was submitted")
     lines = [line.split("|", 1) for line in result.stdout.splitlines()]
     return {comment: job for job, comment in lines if comment in comments}
 

@@ -129,7 +129,8 @@ def _container(chain: Chain, container: ContainerConfig, job: Job) -> tuple[list
     """What stands before `python`, and the options of srun, for commands to run in an image."""
     own = (chain.working_folder, chain.folder.parent, *chain.folders)
     seen = [folder for folder in own if not any(folder.is_relative_to(other) and folder != other for other in own)]
-    mounts = [*dict.fromkeys(map(str, seen)), *container.mounts]
+    sockets = ["/tmp"] if job.body == "prepare_ray" else []  # of Ray: each of its processes has a container of its own
+    mounts = [*dict.fromkeys(map(str, seen)), *sockets, *container.mounts]
     pairs = [mount if ":" in mount else f"{mount}:{mount}" for mount in mounts]
     match container.engine:
         case "pyxis":
@@ -150,7 +151,7 @@ def _container(chain: Chain, container: ContainerConfig, job: Job) -> tuple[list
 
 _PASSED = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SHARDTUNE_DEADLINE", "OMP_NUM_THREADS"),
-    *("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "PYTHONUNBUFFERED", "NODES", "HF_HUB_OFFLINE"),
+    *("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "PYTHONUNBUFFERED", "NODES"),
     *("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED"),
 )
 """Docker hands on no variable by itself; those of `cluster.secrets` are added where they are read (`common.sh`)."""

@@ -314,7 +314,7 @@ def test_a_model_with_code_of_its_own_is_trained_without_network(
     files["generation_config.json"] = b'{"do_sample": true, "temperature": 0.6}'
     hub.repositories["models/org/own"] = Repository({NEWER: files})
     own = [recipe, "model.path=org/own", f"model.revision={NEWER}", "model.trust_remote_code=true"]
-    own += ["name=own", "train.max_steps=1", "train.packs_per_step=2"]
+    own += ["name=own", "train.max_steps=1", "train.packs_per_step=2", "data.sources.0.path=org/parts"]
     codes, said = shardtune(hub.url, ["fetch", *own])
     assert codes == [0], said
     requests = len(hub.asked)
@@ -323,4 +323,5 @@ def test_a_model_with_code_of_its_own_is_trained_without_network(
     assert len(hub.asked) == requests
     exported = tmp_path / "runs" / "own" / "model"
     assert (exported / "own_code.py").read_bytes() == OWN_CODE
+    assert not any(b"snapshots" in path.read_bytes() for path in exported.glob("*.json")), "no path of this machine"
     assert json.loads((exported / "generation_config.json").read_text())["temperature"] == 0.6

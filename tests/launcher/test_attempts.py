@@ -20,7 +20,18 @@ BUDGET = Budget(max_failures=2, max_stops=3)
 
 
 def start(before: int, after: int, why: str) -> list[dict[str, Any]]:
-    return [{"begin": "", "step": before}, {"end": "", "step": after, "why": why}]
+    """With a commit for each step."""
+    return [
+        {"begin": "", "step": before, "committed": before},
+        {"end": "", "step": after, "why": why, "committed": after},
+    ]
+
+
+REPEATED: list[dict[str, Any]] = [
+    {"begin": "", "step": 600, "committed": 100.0},
+    {"end": "", "step": 600, "why": "failed", "committed": 200.0},
+]
+"""The checkpoint of step 600 was damaged; the start went on from 400 and came to 600 again."""
 
 
 @pytest.mark.parametrize(
@@ -31,6 +42,7 @@ def start(before: int, after: int, why: str) -> list[dict[str, Any]]:
         (start(-1, 10, "stopped"), True),
         (start(-1, -1, "failed"), False),  # a crash loop ends after one start
         (start(10, 10, "failed"), False),
+        (REPEATED, True),
         (start(0, 10, "failed"), True),
         (start(10, 10, "cut off"), True),  # the scheduler took the machine while the model was loaded
         (start(10, 10, "cut off") * 2, False),  # and again: the limit is too short
@@ -90,6 +102,7 @@ def test_launched_anew_its_budgets_are_whole(tmp_path: Path) -> None:
     ("code", "asked", "status", "why"),
     [
         (FINISHED, "no", {}, "finished"),
+        (137, "no", {"phase": "finished", "reason": "all steps are done"}, "finished"),  # it took long to go
         (STOPPED, "USR1", {"phase": "stopped", "reason": "the stop file"}, "stopped"),
         (STOPPED, "no", {"phase": "stopped", "reason": "the deadline"}, "stopped"),
         (STOPPED, "no", {"phase": "stopped", "reason": "the stop file"}, "stopped by a person"),
@@ -102,7 +115,7 @@ def test_launched_anew_its_budgets_are_whole(tmp_path: Path) -> None:
 def test_why_a_start_ended(code: int, asked: str, status: dict[str, str], why: str, tmp_path: Path) -> None:
     attempts.note_begin(tmp_path, job=1)
     (tmp_path / "status.json").write_text(json.dumps(status))
-    attempts.end(tmp_path, code, asked)
+    assert attempts.end(tmp_path, code, asked).finished is (why == "finished")
     assert attempts.read_attempts(tmp_path)[-1]["why"] == why
 
 

@@ -131,6 +131,34 @@ def test_a_sweep_is_all_combinations_over_one_store(config: Path) -> None:
     assert len({point.store for point in points}) == 1
 
 
+def test_a_sweep_here_trains_its_runs_one_after_the_other(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = ("--sweep", "train.learning_rate=1e-4,1e-3", "--stages", "fetch,prepare,train")
+    run(capsys, "launch", config, "--on", "local", *sweep)
+    first, runs = "runs/here-0", config.parent / "runs"
+    assert main(["launch", first, "--on", "local"]) == 1
+    assert "have a run in common" in capsys.readouterr().err
+    assert main(["status", first]) == 1
+    assert "is a run of the sweep runs/here" in capsys.readouterr().err
+    deadline = time.monotonic() + 240
+    while {"RUNNING", "WAITING"} & set(found := states(capsys)).union(found.values()):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.5)
+    assert states(capsys) == dict.fromkeys(("prepare", "train"), "COMPLETED")
+    locks = [(runs / name / "lock.json").read_bytes() for name in ("here", "here-0", "here-1")]
+    assert locks[0] == locks[1] == locks[2], "fetched once for all"
+
+
+def test_a_password_in_a_variable_is_refused(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://mlflow:hunter2@db/mlflow")
+    assert main(["launch", str(config), "--on", "local"]) == 1
+    error = capsys.readouterr().err
+    assert "error: MLFLOW_TRACKING_URI has a password in it" in error and "hunter2" not in error
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example/@me")
+    run(capsys, "launch", config, "--on", "local", "--dry-run")
+
+
 def test_profiles_inherit_and_the_run_wins(config: Path, tmp_path: Path) -> None:
     folder = tmp_path / "etc" / "shardtune" / "clusters"
     folder.mkdir(parents=True)

@@ -2,15 +2,19 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from data_tools.store import TokenStore
 from sft.config_watch import CheckpointConfig
+from sft.copies import Copies
 from sft.digests import file_names, read_by
+from sft.newest import newest_good_checkpoint
 from sft.record import read_metrics
 from sft.run import TrainingRun
 from sft.trained import choose_checkpoint
@@ -18,6 +22,8 @@ from sft.world import World
 from tests.object_store import serving_s3
 from tests.ranks import run_ranks
 from tests.sft.runs import plan_run
+from tests.sft.test_checkpoint import make_checkpoint
+from tests.sft.test_copies import evaluated
 from tests.sft.test_lost_disks import BUCKET, committed_copies, losses
 from tests.sft.test_stop import before_call
 
@@ -101,6 +107,44 @@ def calm(world: World, folder: str) -> int:
     from sft.train import train
 
     return train(TrainingRun.open(Path(folder)), False, world, lambda: False)
+
+
+def without_copies(world: World, folder: str, nodes: int) -> list[str]:
+    """Each rank, or all of them together, has a checkpoint, and nothing was copied; what lies there afterwards."""
+    node = world.rank % nodes
+    here = tuple(rank for rank in range(world.size) if rank % nodes == node)
+    world = replace(world, here=here)
+    run = Path(folder) / f"node-{node}" / "run"
+    if world.keeps_folder:
+        make_checkpoint(run / "checkpoints", 4)
+    world.barrier()
+    settings = CheckpointConfig(copy_to=f"{folder}/elsewhere", node_local=True)
+    copies = Copies(run, settings, world, tuple(range(nodes))) if world.keeps_folder else None
+    found = newest_good_checkpoint(run / "checkpoints", world, copies)
+    world.barrier()
+    return [str(found and found.name), *sorted(path.name for path in (run / "checkpoints").iterdir())]
+
+
+def test_what_was_never_copied_is_not_deleted(tmp_path: Path) -> None:
+    where = {"folder": str(tmp_path), "nodes": 2}
+    apart = run_ranks(2, "tests.sft.test_node_local:without_copies", **where)
+    assert apart == [["None", "step-00000004.uncopied"]] * 2, "parts that cannot be put together"
+    where = {"folder": str(tmp_path / "one"), "nodes": 1}
+    assert run_ranks(2, "tests.sft.test_node_local:without_copies", **where) == [["step-00000004"] * 2] * 2
+
+
+def test_other_nodes_copy_their_part_of_the_best_once(tmp_path: Path) -> None:
+    settings = CheckpointConfig(copy_to=str(tmp_path / "there"), node_local=True, keep_best=True)
+    copies = Copies(tmp_path / "run", settings, World(1, 2, torch.device("cpu"), here=(1,)), keepers=(0, 1))
+    for step, loss in ((2, 1.0), (4, 2.0), (6, 2.1)):
+        checkpoint = evaluated(tmp_path / "run" / "checkpoints", step, loss)
+        (checkpoint / "rank-00001.pt").write_text(f"part of step {step}")
+        copies.offer(checkpoint)
+        assert not copies.wait(60) and not copies.trouble
+        if step == 2:
+            first = (tmp_path / "there" / "run" / "checkpoints" / "step-00000002" / "rank-00001.pt").stat()
+    last = (tmp_path / "there" / "run" / "checkpoints" / "step-00000002" / "rank-00001.pt").stat()
+    assert (last.st_ino, last.st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
 
 
 def test_what_a_rank_reads() -> None:

@@ -268,7 +268,7 @@ def test_a_run_survives_nodes_that_crash(site: Site, tmp_path: Path) -> None:
         begun = [line["step"] for line in history if "begin" in line]
         assert len(begun) == 3 and begun[1] >= 200 and begun[2] >= begun[1] + 200
         ends = [line["why"] for line in history if "end" in line]
-        assert ends[-1] == "finished" and set(ends[:-1]) <= {"failed"}, (
+        assert ends[-1] == "finished" and set(ends[:-1]) <= {"failed", "cut off"}, (
             "Slurm may be first, and then nobody notes an end"
         )
     finally:
@@ -300,8 +300,31 @@ def test_cancel_ends_all_jobs(site: Site) -> None:
     assert set(json.loads(site.shardtune("cancel", "unwanted", "--json").stdout)["cancelled"]) == set(jobs.values()) - {
         jobs["prepare"]
     }
-    assert {site.wait(job) for job in (jobs["train"], jobs["export"])} == {"CANCELLED"}
+    again = site.until(lambda: _launched_when_it_has_ended(site, config))
+    assert not set(again.values()) & set(jobs.values()), "what is ending is not what was asked for"
+    assert {site.state(job) for job in (jobs["train"], jobs["export"])} == {"CANCELLED"}
+    site.shardtune("cancel", "unwanted")
     site.until(lambda: not _ranks(site.folder / "runs" / "unwanted"))
+
+
+def _launched_when_it_has_ended(site: Site, config: Path) -> dict[str, str] | None:
+    try:
+        return site.launch(config)
+    except AssertionError as refused:
+        assert "are still ending" in str(refused)
+        return None
+
+
+def test_a_chain_that_was_never_released_is_released(site: Site) -> None:
+    """A launch was killed at its very end."""
+    config = site.write("held", cluster={"options": ["--begin=now+1hour"]})
+    jobs = site.launch(config)
+    site.slurm.run("scontrol", "hold", jobs["prepare"])
+    reason = ("squeue", "-h", "-j", jobs["prepare"], "-o", "%r")
+    site.until(lambda: site.slurm.run(*reason) == "JobHeldUser")
+    assert site.launch(config) == jobs
+    assert site.slurm.run(*reason) != "JobHeldUser"
+    site.shardtune("cancel", "held")
 
 
 @pytest.mark.parametrize(
