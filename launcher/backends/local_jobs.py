@@ -25,7 +25,7 @@ def render(chain: Chain) -> dict[str, tuple[str, str]]:
     lines += [f"cd {quote(str(chain.working_folder))} || exit", f"FOLDER={quote(str(chain.folder))}"]
     lines += [f"export {name}={quote(value)}" for name, value in chain.cluster.variables.items()]
     for job in chain.jobs:
-        lines += [f"stage {job.stage} {join(command)}" for command in _commands(chain, job)]
+        lines += [f"stage {job.stage} {end} {join(command)}" for end, command in _commands(chain, job)]
     return {job.stage: (_FILE, "\n".join([*lines, ""])) for job in chain.jobs}
 
 
@@ -36,9 +36,9 @@ umask 077
 # Signals reach the stage that runs: training saves, and leaves with 85.
 trap 'kill -TERM "$child" 2>/dev/null' TERM INT HUP
 
-stage() {
-  local name=$1 code=0
-  shift
+stage() {  # NAME, what its end is noted as, COMMAND
+  local name=$1 end=$2 code=0
+  shift 2
   "$@" >>"$FOLDER/logs/$name-local.out" 2>&1 &
   child=$!
   wait "$child" || code=$?
@@ -47,25 +47,26 @@ stage() {
     wait "$child" || code=$?
   done
   mkdir -p "$FOLDER/jobs/ends"
-  printf '{"job": "%s", "code": %d, "ended": "%(%FT%T%z)T"}\n' "$$" "$code" -1 >"$FOLDER/jobs/ends/$name.json"
+  printf '{"job": "%s", "code": %d, "ended": "%(%FT%T%z)T"}\n' "$$" "$code" -1 >"$FOLDER/jobs/ends/$end.json"
   [[ $code == 0 ]] || exit "$code"
 }
 """
 
 
-def _commands(chain: Chain, job: Job) -> list[list[str]]:
+def _commands(chain: Chain, job: Job) -> list[tuple[str, list[str]]]:
+    """What their end is noted as → commands; each run of a sweep has an end of its own."""
     python = [chain.python, "-m", "launcher"]
-    runs = [str(run) for run in chain.runs]
+    runs = {f"{job.stage}-{number}" if job.array > 1 else job.stage: str(run) for number, run in enumerate(chain.runs)}
     match job.stage:
         case "train":
-            ranks = str(job.tasks_per_node)
-            return [[*python, "train", run, "--resume", "--ranks", ranks] for run in runs]
+            more = ["--resume", "--ranks", str(job.tasks_per_node)]
+            return [(end, [*python, "train", run, *more]) for end, run in runs.items()]
         case "export":
-            return [[*python, stage, run] for run in runs for stage in ("export", "report")]
+            return [(end, [*python, stage, run]) for end, run in runs.items() for stage in ("export", "report")]
         case "prepare-shares":
             return []
         case _:
-            return [[*python, job.stage, str(chain.folder)]]
+            return [(job.stage, [*python, job.stage, str(chain.folder)])]
 
 
 def check(chain: Chain, planned: list[Submitted]) -> list[str]:
@@ -84,7 +85,7 @@ def submit(chain: Chain, planned: list[Submitted], record: Record) -> list[Submi
             start_new_session=True,
         )
     number = f"{process.pid}@{_started(process.pid)}"
-    done = [replace(job, id=number, tasks=1) for job in planned]  # one after the other, and one word of all
+    done = [replace(job, id=number) for job in planned]
     record(done)
     return done
 
