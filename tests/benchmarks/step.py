@@ -66,23 +66,24 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="shardtune-steps-"))
-    try:
-        results = [
-            _case(name, *CASES[name], steps=options.steps, folder=folder, peer=options.peer) for name in options.cases
-        ]
-    finally:
-        shutil.rmtree(folder)
     print(f"{options.steps} steps of one pack; tokens a CPU second (median), peak memory of the process")
     print("| case | TRL 1.16 | shardtune | ratio | TRL GiB | shardtune GiB | ratio | largest difference of losses |")
-    print("|---|---|---|---|---|---|---|---|")
-    for each in results:
-        print(
-            f"| {each['case']} | {each['trl']['tokens_per_second']:.0f} | {each['ours']['tokens_per_second']:.0f} | "
-            f"{each['speed']:.2f}× | {each['trl']['peak_gib']:.2f} | {each['ours']['peak_gib']:.2f} | "
-            f"{each['memory']:.2f} | {each['loss_difference']:.1e} |"
-        )
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    results = []
+    try:
+        for name in options.cases:
+            each = _case(name, *CASES[name], steps=options.steps, folder=folder, peer=options.peer)
+            print(
+                f"| {each['case']} | {each['trl']['tokens_per_second']:.0f} | {each['ours']['tokens_per_second']:.0f} "
+                f"| {each['speed']:.2f}× | {each['trl']['peak_gib']:.2f} | {each['ours']['peak_gib']:.2f} "
+                f"| {each['memory']:.2f} | {each['loss_difference']:.1e} |",
+                flush=True,
+            )
+            results.append(each)
+            if options.json:
+                options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    finally:
+        shutil.rmtree(folder)
 
 
 def _case(name: str, shape: str, length: int, steps: int, folder: Path, peer: str) -> dict[str, Any]:
