@@ -19,6 +19,8 @@ from sft.sequence import SequenceGroup, all_heads, all_tokens
 
 PACKED = "shardtune_packed"
 """The name to give to `model.set_attn_implementation`."""
+LARGEST_HEAD = 256
+"""What PyTorch's kernel for rows of several documents takes (flash_api.cpp)."""
 
 
 def choose_attention(choice: str, config: PretrainedConfig, device: torch.device) -> str:
@@ -94,7 +96,7 @@ def packed_attention(
     if sequence_group is not None:
         query, key, value = (all_tokens(tensor, sequence_group) for tensor in (query, key, value))
     window = None if sliding_window is None or sliding_window >= max_length_q else sliding_window
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0 and softcap is None:
+    if query.is_cuda and dropout == 0.0 and softcap is None and _has_kernel(query, value):
         attended = _varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling, window)
     else:
         lengths = cu_seq_lens_q.diff().tolist()
@@ -102,6 +104,11 @@ def packed_attention(
         attended = torch.cat([_document(q, k, v, scaling, dropout, window, softcap) for q, k, v in documents], 2)
         attended = attended.transpose(1, 2).contiguous()
     return (attended if sequence_group is None else all_heads(attended, sequence_group)), None
+
+
+def _has_kernel(query: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether PyTorch's kernel for rows of several documents takes this type and size of heads."""
+    return query.dtype in (torch.bfloat16, torch.float16) and value.shape[-1] <= query.shape[-1] <= LARGEST_HEAD
 
 
 def _document(
@@ -146,12 +153,22 @@ def _varlen(
             grouped = {"enable_gqa": True}
         else:  # before PyTorch 2.13
             key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
-    q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))  # [T, heads, head size]
+    of_value = value.shape[-1]
+    scale = query.shape[-1] ** -0.5 if scale is None else scale  # of the heads as they are
+    # [T, heads, head size]
+    q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in even_heads(query, key, value))
     # The tokens seen to the left and to the right; -1: all. Nothing to the right is causal attention.
     sides = (-1 if window is None else window - 1, 0)
     attended = varlen_attn(q, k, v, borders, borders, longest, longest, window_size=sides, scale=scale, **grouped)
     assert isinstance(attended, torch.Tensor)  # not a pair: nothing more was asked for
-    return attended[None]
+    return attended[None, ..., :of_value]
+
+
+def even_heads(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Heads of one size, a multiple of eight, as the kernel wants them: zeros change no score and no result."""
+    width = max(tensor.shape[-1] for tensor in tensors)
+    width += -width % 8
+    return tuple(F.pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors)
 
 
 def repeat_heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:

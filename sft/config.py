@@ -107,6 +107,9 @@ class TrainConfig(Section):
     smaller than a weight's last bit are lost; from stage 1 on."""
     activation_checkpointing: bool | Annotated[int, Field(ge=1)] = False
     """Forget the activations of layers and compute them again in the backward pass; a number: of every n-th layer."""
+    deterministic: bool = False
+    """Let no kernel of a GPU add up in whatever order it comes to it: the same run has the same bits, and so has one
+    that was resumed; costs some speed. On CPUs it is so without."""
     compile: bool = False
     """Compile each layer with torch.compile; the first step then takes minutes."""
     liger: bool = False

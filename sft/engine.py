@@ -43,7 +43,8 @@ def start_engine(model: torch.nn.Module, train: TrainConfig, dtype: torch.dtype,
     """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # Its shared-memory collectives for CPUs are compiled at start: slow, impossible without a compiler. gloo serves.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if world.device.type == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     groups = parameter_groups(model, train.weight_decay)
     trained = sum(parameter.numel() for group in groups for parameter in group["params"])
     settings = deepspeed_settings(train, dtype, world.size, trained)

@@ -94,34 +94,22 @@ class TrainedTokensLoss(torch.autograd.Function):
         )
         chunk = max(16, CHUNK_LOGITS[weight.device.type] // len(weight))
         for start in range(0, len(labels), chunk):
-            rows, label = slice(start, start + chunk), labels[start : start + chunk, None]
-            logits = form.of(F.linear(hidden[rows], weight, bias).float())  # [chunk, V]
-            best = logits.max(-1, keepdim=True)
-            label_logit = logits.gather(1, label)
-            probabilities = torch.softmax(logits, -1)
-            # log Σ exp(logits), from the largest probability: it is at least 1 / V, so its logarithm is exact enough.
-            log_sum = best.values - probabilities.gather(1, best.indices).log()
-            stats[0, rows] = (log_sum - label_logit).squeeze(1)
-            stats[1, rows] = (best.indices == label).squeeze(1)
-            stats[2, rows] = log_sum.squeeze(1) - torch.linalg.vecdot(probabilities, logits)
-            if not any(wanted):
+            rows = slice(start, start + chunk)
+            counts = None if label_weights is None else label_weights[rows]
+            errors = _errors(hidden[rows], weight, bias, labels[rows], counts, form, stats[:, rows], any(wanted))
+            if errors is None:
                 continue
-            # d loss / d logits = (softmax - one-hot) · what the label counts
-            exact = probabilities.scatter_add_(1, label, -torch.ones_like(log_sum))
-            if label_weights is not None:
-                exact.mul_(label_weights[rows, None])
-            exact = form.back(exact, logits)
             if bias_grad is not None:
-                bias_grad += exact.sum(0)
-            gradient = exact.to(weight.dtype)
+                bias_grad += errors.sum(0)
+            gradient = errors.to(weight.dtype)
+            del errors  # of this size are few tensors at a time, none while the next chunk is made
             if hidden_grad is not None:
                 hidden_grad[rows] = gradient @ weight
-            if weight_grad is None:
-                continue
-            if weight.dtype is weight_grad.dtype:
+            if weight_grad is not None and weight.dtype is weight_grad.dtype:
                 weight_grad.addmm_(gradient.t(), hidden[rows])
-            else:
+            elif weight_grad is not None:
                 weight_grad += gradient.t() @ hidden[rows]  # the product in bfloat16, the sum over chunks not
+            del gradient
         ctx.gradients = (hidden_grad, weight_grad, bias_grad)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(stats)
@@ -131,11 +119,44 @@ class TrainedTokensLoss(torch.autograd.Function):
     def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Scale the gradients that forward kept."""
         scaled = (
-            None if gradient is None else (gradient * outer[0]).to(dtype)
+            None if gradient is None else gradient.mul_(outer[0]).to(dtype)
             for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
         )
         ctx.gradients = None
         return (*scaled, None, None, None, None)
+
+
+def _errors(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    counts: torch.Tensor | None,
+    form: LogitForm,
+    stats: torch.Tensor,
+    with_gradient: bool,
+) -> torch.Tensor | None:
+    """Of one chunk of positions the stats [3, chunk], filled in, and the gradient [chunk, V] of the output layer's
+    results, float32; None where it is not wanted.
+    """
+    label = labels[:, None]
+    logits = form.of(F.linear(hidden, weight, bias).float())  # [chunk, V]
+    best = logits.max(-1, keepdim=True)
+    label_logit = logits.gather(1, label)
+    probabilities = torch.softmax(logits, -1)
+    # log Σ exp(logits), from the largest probability: it is at least 1 / V, so its logarithm is exact enough.
+    log_sum = best.values - probabilities.gather(1, best.indices).log()
+    stats[0] = (log_sum - label_logit).squeeze(1)
+    stats[1] = (best.indices == label).squeeze(1)
+    # Row by row their inner product; `vecdot` would make a third matrix of their size.
+    stats[2] = log_sum.squeeze(1) - torch.bmm(probabilities[:, None], logits[:, :, None]).flatten()
+    if not with_gradient:
+        return None
+    # d loss / d logits = (softmax - one-hot) · what the label counts
+    exact = probabilities.scatter_add_(1, label, -torch.ones_like(log_sum))
+    if counts is not None:
+        exact.mul_(counts[:, None])
+    return form.back(exact, logits)
 
 
 def install_loss_head(model: torch.nn.Module) -> None:

@@ -27,7 +27,7 @@ from sft.fits import weight_bytes
 from sft.layers import forget_activations
 from sft.lean import keep_less
 from sft.lora import add_lora
-from sft.loss import CHUNK_LOGITS
+from sft.loss import CHUNK_LOGITS, logit_form
 from sft.model import PackedCausalLM
 from sft.own_code import empty_model
 from sft.zero import BUCKET, coalesces, gradient_dtype
@@ -163,11 +163,12 @@ def _loss_head(model: PreTrainedModel, dtype: torch.dtype, labels: int) -> int:
     """The gradient of the weight is in float32 until the backward pass takes it in the weight's own type."""
     weight: torch.Tensor = model.get_output_embeddings().weight
     rows, width = weight.shape
-    chunk = max(CHUNK_LOGITS["cuda"], 16 * rows)  # logits, and probabilities
+    capped = logit_form(model.config).cap is not None
+    chunk = max(CHUNK_LOGITS["cuda"], 16 * rows) * (4 if capped else 2)  # logits and probabilities, or what caps them
     of_weight = (
         rows * width * (4 + (dtype.itemsize if dtype is not torch.float32 else 0)) if weight.requires_grad else 0
     )
-    kept: int = of_weight + 2 * labels * width * dtype.itemsize + 2 * 4 * min(chunk, labels * rows)
+    kept: int = of_weight + 2 * labels * width * dtype.itemsize + 4 * min(chunk, labels * rows * (4 if capped else 2))
     return kept
 
 

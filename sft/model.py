@@ -96,7 +96,8 @@ def embedding_noise(
         borders: [D + 1], of the whole row.
     """
     lengths = borders.diff()
-    of_token = lengths.repeat_interleave(lengths)  # [T]
+    tokens = embedded.shape[1] * (group.size if group is not None else 1)
+    of_token = lengths.repeat_interleave(lengths, output_size=tokens)  # [T], without asking the GPU how many
     if group is not None:
         of_token = of_token.chunk(group.size)[group.rank]
     most = alpha / (of_token * embedded.shape[-1]).sqrt()

@@ -12,8 +12,8 @@ ALONE = "set data.packing=none and train.packs_per_micro_batch=1"
 
 
 def check_documents_are_apart(packed: PackedCausalLM, device: torch.device, alone: bool = False) -> None:
-    """Try a packed row of three documents: changing the first must change no logit of the others, to the last bit, and
-    each must have the logits that plain transformers gives it alone.
+    """Try a packed row of three documents: changing the first must change no logit of the others, to the last bit (but
+    for what experts round), and each must have the logits that plain transformers gives it alone.
 
     This finds what packing would train silently wrong: layers that carry a state from one document into the next
     (linear attention, convolutions), attention or output layers that do what the packed forward pass does not.
@@ -31,7 +31,9 @@ def check_documents_are_apart(packed: PackedCausalLM, device: torch.device, alon
             _check_one_document(packed, device)
             if not alone:
                 _check_three_documents(packed, device)
-    except ValueError as error:  # how transformers and its kernels refuse
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError) as error:  # how transformers refuses, and how kernels do
         raise UserError(f"{_name(packed)} cannot be trained so: {str(error).splitlines()[0]}") from None
     finally:
         packed.train(was_training)
@@ -71,7 +73,7 @@ def _check_three_documents(packed: PackedCausalLM, device: torch.device) -> None
     model.set_attn_implementation("eager")
     apart = torch.cat([model(document, use_cache=False).logits for document in ids.split(LENGTHS, 1)], 1)
     model.set_attn_implementation(packed.attention)
-    if not torch.equal(together[:, first:], after_change[:, first:]):
+    if not _difference(together[:, first:], after_change[:, first:]) <= _leak(packed):
         raise UserError(
             f"{name} lets documents of a pack see each other: some of its layers carry a state along the row (linear "
             f"attention, convolutions), or do not hear of documents; {ALONE}, or choose another model"
@@ -95,11 +97,25 @@ def _row(
 
 
 def _difference(found: torch.Tensor, true: torch.Tensor) -> float:
-    return float((found.float() - true.float()).abs().max() / true.float().abs().max())
+    return float((found.float() - true.float()).norm() / true.float().norm())
 
 
 def _bound(tensor: torch.Tensor) -> float:
     return 1e-3 if tensor.dtype is torch.float32 else 5e-2
+
+
+def _leak(packed: PackedCausalLM) -> float:
+    """By how much a document may change with another: not at all, but for the rounding of experts, whose products have
+    as many rows as tokens come to them from the whole row.
+    """
+    text = packed.model.config.get_text_config()
+    if not any(getattr(text, name, None) for name in _EXPERTS):
+        return 0.0
+    return 1e-5 if packed.model.dtype is torch.float32 else 1e-2
+
+
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""What transformers' configurations call them."""
 
 
 def _name(packed: PackedCausalLM) -> str:

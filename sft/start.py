@@ -29,7 +29,7 @@ from sft.session import Session
 from sft.stop import Stop
 from sft.timings import Timings
 from sft.trackers import check_trackers
-from sft.world import World
+from sft.world import World, be_deterministic
 from sft.zero import check_device, check_train
 
 
@@ -66,6 +66,8 @@ def start_session(run: TrainingRun, world: World, signalled: Callable[[], bool])
     Raises:
         UserError: the run cannot be trained as it is configured.
     """
+    if run.train.deterministic:
+        be_deterministic()
     stop = Stop(run.folder, world, signalled)
     check_validation(run)
     dtype = compute_dtype(run.model, world.device)

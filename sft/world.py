@@ -89,6 +89,14 @@ def join_world(timeout: float = 600) -> World:
     return World(rank, size, device, hosts)
 
 
+def be_deterministic() -> None:
+    """Let torch take kernels whose results have the same bits every time, or refuse; before a GPU computes anything."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # Filling memory before it is written is for finding mistakes.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def deadline() -> float:
     """When the run has to stop, in seconds since the epoch: SHARDTUNE_DEADLINE; never, where it is not set.
 

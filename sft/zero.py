@@ -90,12 +90,15 @@ def deepspeed_settings(train: TrainConfig, dtype: torch.dtype, ranks: int, param
         "fp16": {"enabled": dtype is torch.float16},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU twice a step
     }
     if train.pure_bfloat16:
         settings["bf16"] |= {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
     if train.zero.stage > 0 or dtype is torch.float32:
         names = {torch.float32: "fp32", torch.bfloat16: "bf16"}
         settings["data_types"] = {"grad_accum_dtype": names[gradient_dtype(train, dtype)]}
+    if gradient_dtype(train, dtype) is torch.float32 is not dtype:
+        settings["communication_data_type"] = "fp32"  # else ranks would add up bfloat16, less exactly the more they are
     if train.optimizer == "muon":
         settings["optimizer"] = {"type": "Muon", "params": _muon(train)}
     return merged(settings, train.deepspeed)

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from data_tools.errors import UserError
 from data_tools.plan import PackPlan
 from data_tools.store import TokenStore
-from sft.attention import PACKED, check_heads, choose_attention, packed_attention
+from sft.attention import PACKED, check_heads, choose_attention, even_heads, packed_attention
 from sft.batches import make_batch
 from sft.model import PackedCausalLM
 from tests.sft.models import crowded_packs, documents_of, loss_alone, tiny_llama
@@ -106,6 +106,20 @@ def test_attention_is_that_of_one_masked_row(
         scores = torch.tanh(scores / softcap) * softcap
     expected = torch.softmax(scores.masked_fill(~seen, -torch.inf), -1) @ value
     torch.testing.assert_close(got, expected.transpose(1, 2), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("width", "of_value"), [(24, 16), (20, 20), (16, 16), (10, 8)])
+def test_heads_that_are_made_even_attend_as_they_were(width: int, of_value: int) -> None:
+    """What the kernel for GPUs is given where it would not take a model's heads (latent attention, Phi)."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 9, size) for size in (width, width, of_value))
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    even = even_heads(query, key, value)
+    assert {tensor.shape[-1] for tensor in even} == {width + -width % 8}
+    q, k, v = even
+    found = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=width**-0.5)
+    torch.testing.assert_close(found[..., :of_value], expected)
+    assert not found[..., of_value:].any()
 
 
 def test_sdpa_of_transformers_keeps_documents_apart_by_positions(store: TokenStore, plan: PackPlan) -> None:

@@ -43,6 +43,9 @@ def packed_model(architecture: str, keys: dict[str, Any], attention: str = PACKE
         ("olmo2", {}),
         ("phi3", {}),
         ("mixtral", {"num_local_experts": 2}),
+        # More experts than tokens choose: how many rows an expert has depends on the other documents, and its rounding.
+        ("mixtral", {"num_local_experts": 8}),
+        ("qwen3_moe", {"num_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 64}),
         # Their logits are scaled, capped, or made with a bias.
         ("granite", {"logits_scaling": 8.0, "attention_multiplier": 0.1, "embedding_multiplier": 3.0}),
         ("cohere", {"logit_scale": 0.0625}),
@@ -93,6 +96,21 @@ def test_others_are_refused_with_reason_and_way_out(
     packed.model.config._attn_implementation_internal = attention
     with pytest.raises(UserError, match=reason):
         check_documents_are_apart(packed, CPU)
+
+
+def test_deep_models_in_bfloat16_are_taken_for_what_they_are() -> None:
+    """Rounding adds up over layers; it is no other function."""
+    packed = packed_model("olmo2", {"num_hidden_layers": 32})
+    check_documents_are_apart(PackedCausalLM(packed.model.bfloat16(), PACKED), CPU)
+
+
+def test_what_a_kernel_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **others: Any) -> None:
+        raise RuntimeError("head_size should be a multiple of 8\nException raised from mha_varlen_fwd")
+
+    monkeypatch.setattr("sft.attention._document", refuse)
+    with pytest.raises(UserError, match=r"llama cannot be trained so: head_size should be a multiple of 8$"):
+        check_documents_are_apart(packed_model("llama", {}), CPU)
 
 
 def test_a_model_with_state_is_right_one_document_at_a_time() -> None:

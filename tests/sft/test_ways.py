@@ -57,6 +57,7 @@ WAYS = {
     "zero-3-both-offloaded": Way(zero(3, **ON_CPU, offload_parameters="cpu"), "zero-3-optimizer-offloaded"),
     "zero-3-copies-in-groups": Way(zero(3, hpz_partition_size=2), "zero-3"),
     "zero-3-one-reduction": Way(zero(3, coalesce=True), "zero-3", SUMS),
+    "zero-2-deterministic": Way({"deterministic": True, **zero(2)}, "zero-2"),
     "muon-0": Way({**MUON, **zero(0)}),
     "muon-1": Way({**MUON, **zero(1)}, "muon-0", TURNED),
     "muon-2": Way({**MUON, **zero(2)}, "muon-0", TURNED),

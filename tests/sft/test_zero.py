@@ -28,6 +28,23 @@ def test_what_deepspeed_would_decide_itself_is_said(stage: int, dtype: torch.dty
     assert settings["gradient_accumulation_steps"] == (1 if stage == 2 and dtype is FLOAT else 2)
 
 
+@pytest.mark.parametrize(
+    ("values", "dtype", "said"),
+    [
+        ({"zero": {"stage": 2}}, torch.bfloat16, "fp32"),
+        ({"zero": {"stage": 3}}, torch.float16, "fp32"),
+        ({"zero": {"stage": 2}, "gradient_dtype": "bfloat16"}, torch.bfloat16, None),
+        ({"zero": {"stage": 2}, "pure_bfloat16": True}, torch.bfloat16, None),
+        ({"zero": {"stage": 2}}, torch.float32, None),
+    ],
+)
+def test_ranks_add_up_gradients_in_what_micro_batches_do(
+    values: dict[str, Any], dtype: torch.dtype, said: str | None
+) -> None:
+    settings = deepspeed_settings(train(**values), dtype, 1, 1000)
+    assert settings.get("communication_data_type") == said
+
+
 def test_buckets_are_as_large_as_the_model_and_not_larger_than_deepspeeds() -> None:
     assert deepspeed_settings(train(), FLOAT, 1, 10**12)["zero_optimization"]["reduce_bucket_size"] == 5 * 10**8
 
