@@ -147,13 +147,17 @@ def _bytes_moved() -> int:
     return sum(int(line.split()[1]) for line in counters.splitlines() if line.startswith(("rchar", "wchar")))
 
 
+_WAITING = ("torch/distributed/", "torch/cuda/", "deepspeed/utils/timer.py", "sft/metrics.py", "is_invalid_grad_norm")
+"""Files and functions in which a rank waits for others: for a collective, or for its GPU, which has one to finish."""
+
+
 def _place_of(thread: int) -> tuple[str, bool]:
     """Where a thread is, and whether it waits for other ranks there."""
     frame = sys._current_frames().get(thread)
     at, waits = "", False
     while frame is not None:
-        name = frame.f_code.co_filename
-        at = at or f"{Path(name).name}:{frame.f_lineno}"
-        waits = waits or "torch/distributed/" in name
+        file, function = frame.f_code.co_filename, frame.f_code.co_name
+        at = at or f"{Path(file).name}:{frame.f_lineno}"
+        waits = waits or function in _WAITING or any(each in file for each in _WAITING)
         frame = frame.f_back
     return at, waits

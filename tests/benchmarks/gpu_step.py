@@ -22,6 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import is_flash_attn_2_available
+
+from sft.flops import peak_of_name
 
 SHAPES: dict[str, dict[str, Any]] = {
     "small": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -50,8 +53,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 128256,
     },
 }
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16 operations a second, by what the device's name contains."""
 
 
 def documents_of(length: int, vocab_size: int, seed: int) -> list[tuple[np.ndarray[Any, Any], int]]:
@@ -83,12 +84,15 @@ def operations(config: LlamaConfig, documents: list[tuple[np.ndarray[Any, Any], 
     )
 
 
-def ours(model: LlamaForCausalLM, packs: list[Any], learning_rate: float) -> Any:
-    """A function that makes one of our steps on a pack, and what counts its parts."""
+def ours(model: LlamaForCausalLM, packs: list[Any], learning_rate: float, recompute: bool) -> Any:
+    """A function that makes one of our steps on a pack. Weights, gradients and states are in the model's type alone, as
+    in TRL's trainer without ZeRO.
+    """
     from sft.batches import Batch, Targets
     from sft.clock import Clock
     from sft.config import TrainConfig
     from sft.engine import optimizer_step, start_engine
+    from sft.layers import forget_activations
     from sft.lean import keep_less
     from sft.model import PackedCausalLM
     from sft.world import join_world
@@ -105,8 +109,11 @@ def ours(model: LlamaForCausalLM, packs: list[Any], learning_rate: float) -> Any
     }
     world = join_world()
     settings = {"learning_rate": learning_rate, "packs_per_step": 1, "zero": {"stage": 1}}
+    settings |= {"pure_bfloat16": model.dtype is torch.bfloat16, "activation_checkpointing": recompute}
+    train = TrainConfig.model_validate(settings)
     keep_less(model)
-    engine = start_engine(PackedCausalLM(model), TrainConfig.model_validate(settings), model.dtype, world)
+    forget_activations(model, train)
+    engine = start_engine(PackedCausalLM(model), train, model.dtype, world)
 
     def batch_of(documents: list[tuple[np.ndarray[Any, Any], int]]) -> Batch:
         lengths = [len(ids) for ids, _ in documents]
@@ -139,8 +146,8 @@ def ours(model: LlamaForCausalLM, packs: list[Any], learning_rate: float) -> Any
     return step
 
 
-def trl(model: LlamaForCausalLM, packs: list[Any], learning_rate: float, liger: bool) -> list[float]:
-    """The seconds of TRL's steps on the packs."""
+def trl(model: LlamaForCausalLM, packs: list[Any], learning_rate: float, liger: bool, recompute: bool) -> list[float]:
+    """The seconds of TRL's steps on the packs; documents are apart only with a flash attention, which it asks for."""
     import datasets
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast, TrainerCallback
@@ -172,7 +179,7 @@ def trl(model: LlamaForCausalLM, packs: list[Any], learning_rate: float, liger: 
         bf16=model.dtype == torch.bfloat16,
         use_cpu=model.device.type == "cpu",
         use_liger_kernel=liger,
-        gradient_checkpointing=False,
+        gradient_checkpointing=recompute,
         report_to=[],
         save_strategy="no",
         logging_strategy="no",
@@ -197,8 +204,12 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def one_case(name: str, length: int, who: str, steps: int) -> dict[str, Any]:
-    """Train some steps and measure them."""
+def one_case(name: str, length: int, who: str, steps: int, recompute: bool) -> dict[str, Any]:
+    """Train some steps and measure them.
+
+    Args:
+        recompute: with activation checkpointing.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -209,7 +220,7 @@ def one_case(name: str, length: int, who: str, steps: int) -> dict[str, Any]:
         model = LlamaForCausalLM._from_config(config, dtype=dtype)
     packs = [documents_of(length, config.vocab_size, seed) for seed in range(steps)]
     if who == "ours":
-        step, seconds = ours(model, packs, 1e-4), []
+        step, seconds = ours(model, packs, 1e-4, recompute), []
         for number in range(steps):
             started = time.perf_counter()
             step(number)
@@ -217,16 +228,20 @@ def one_case(name: str, length: int, who: str, steps: int) -> dict[str, Any]:
             seconds.append(time.perf_counter() - started)
         seconds = seconds[1:]
     else:
-        seconds = trl(model, packs, 1e-4, liger=who == "trl + liger")
+        if is_flash_attn_2_available():
+            model.set_attn_implementation("flash_attention_2")
+        seconds = trl(model, packs, 1e-4, liger=who == "trl + liger", recompute=recompute)
     median = sorted(seconds[1:])[len(seconds[1:]) // 2]
     flops = float(np.median([operations(config, pack) for pack in packs]))
     gpu = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    peak = next((value for part, value in PEAK.items() if part in gpu), None)
+    peak = peak_of_name(gpu)
     return {
         "tokens_per_second": length / median,
         "step_seconds": median,
         "mfu": flops / median / peak if peak else None,
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
+        "attention": model.config._attn_implementation,
+        "activation_checkpointing": recompute,
         "device": gpu,
         "torch": torch.__version__,
     }
@@ -239,12 +254,14 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="*", type=int, default=[8192, 32768])
     parser.add_argument("--trl", action="store_true")
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--activation-checkpointing", action="store_true")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        print(json.dumps(one_case(options.case[0], int(options.case[1]), options.case[2], options.steps)))
+        name, length, who = options.case
+        print(json.dumps(one_case(name, int(length), who, options.steps, options.activation_checkpointing)))
         return
     models, lengths = (["small"], [256]) if options.small else (options.models, options.lengths)
     results = []
@@ -252,6 +269,7 @@ def main() -> None:
         for length in lengths:
             for who in ("ours", "trl", "trl + liger") if options.trl else ("ours",):
                 command = [sys.executable, "-m", "tests.benchmarks.gpu_step", "--steps", str(options.steps)]
+                command += ["--activation-checkpointing"] if options.activation_checkpointing else []
                 done = subprocess.run(
                     [*command, "--case", model, str(length), who], capture_output=True, text=True, check=False
                 )
