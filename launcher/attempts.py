@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.store import write_json
-from sft.exits import FINISHED, STOPPED
+from sft.exits import FINISHED, MISTAKE, STOPPED
 from sft.timings import TIMINGS
 
 ATTEMPTS = Path("jobs") / "attempts.jsonl"
@@ -66,6 +66,8 @@ def decide(history: list[dict[str, Any]], budget: Budget) -> Decision:
     ends = [line["why"] for line in history if "end" in line]
     if last["why"] == "finished":
         return Decision(False, "finished")
+    if last["why"] == "refused":
+        return Decision(False, f"{last['reason']}; when that is mended, shardtune launch goes on")
     if last["why"] == "stopped by a person":
         return Decision(False, "stopped by the stop file; shardtune launch goes on")
     barren = last["why"] == "failed" or gains[-2:] == [False] * 2  # a scheduler may take the machine while it loads
@@ -79,7 +81,8 @@ def decide(history: list[dict[str, Any]], budget: Budget) -> Decision:
         return Decision(True, f"failed, but committed since its start; going on from step {last['step']:,}")
     if (stops := ends.count("stopped") + ends.count("cut off")) > budget.max_stops:
         return Decision(False, f"stopped {stops} times, and cluster.requeue.max_stops is {budget.max_stops}")
-    return Decision(True, f"{last['why']} at step {max(last['step'], 0):,}; going on when it is its turn")
+    reason = f" by {last['reason']}" if last.get("reason") else ""
+    return Decision(True, f"{last['why']}{reason} at step {max(last['step'], 0):,}; going on when it is its turn")
 
 
 def _gains(history: list[dict[str, Any]]) -> list[bool]:
@@ -128,7 +131,8 @@ def note_launch(run: Path) -> None:
 def note_begin(run: Path, job: int) -> None:
     """Note that a start begins, from what is committed."""
     _note(run, {"begin": _now(), "job": job, "host": socket.gethostname(), **committed(run)})
-    (run / "status.json").unlink(missing_ok=True)  # it tells of the start before
+    for name in ("status.json", MISTAKE):  # they tell of the start before
+        (run / name).unlink(missing_ok=True)
 
 
 def end(run: Path, code: int, asked: str) -> Decision:
@@ -147,7 +151,12 @@ def end(run: Path, code: int, asked: str) -> Decision:
         why = "stopped by a person" if by_person else "stopped"
     elif asked != "no":
         why = "cut off"  # before it was saved
-    _note(run, {"end": _now(), "code": code, "why": why, **committed(run)})
+    elif (run / MISTAKE).exists():
+        why = "refused"
+    reason = f"SIG{asked}" if asked != "no" else str(status.get("reason", ""))
+    if why == "refused":
+        reason = (run / MISTAKE).read_text("utf-8")
+    _note(run, {"end": _now(), "code": code, "why": why, "reason": reason, **committed(run)})
     return decide(read_attempts(run), budget_of(run))
 
 

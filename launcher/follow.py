@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,13 @@ from sft.record import METRICS
 
 @contextmanager
 def following(folder: Path, ranks: int, console: Console) -> Iterator[Callable[[], None]]:
-    """A bar for a run; what this yields moves it to where the run's folder says training is."""
+    """A bar for a run, or lines in a log; what this yields moves it to where the run's folder says training is."""
     metrics = NewLines(folder / METRICS)
     newest: dict[str, Any] = {}
+    if not console.is_terminal:
+        console.print(f"starting {ranks} ranks, each with a log of its own: {folder}/logs/rank-0.log", highlight=False)
+        yield _lines(folder, metrics, console)
+        return
     with _progress(console, "steps") as progress:
         task = progress.add_task(f"starting {ranks} ranks", total=None)
 
@@ -36,6 +41,27 @@ def following(folder: Path, ranks: int, console: Console) -> Iterator[Callable[[
             progress.update(task, total=status["steps"], completed=done, description=text)
 
         yield look
+
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def _lines(folder: Path, metrics: "NewLines", console: Console) -> Callable[[], None]:
+    """Prints each evaluation, and now and then a step."""
+    last = -_SECONDS_BETWEEN_LINES
+
+    def look() -> None:
+        nonlocal last
+        for line in metrics.read():
+            where = f"step {line['step']:,} / {read_status(folder).get('steps', 0):,}"
+            if "validation_loss" in line:
+                console.print(f"{where}  validation loss {line['validation_loss']:.3f}", highlight=False)
+            elif "loss" in line and time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                speed = f"{line['tokens_per_second']:,.0f} tokens/s"
+                console.print(f"{where}  loss {line['loss']:.3f}  {speed}", highlight=False)
+
+    return look
 
 
 class NewLines:

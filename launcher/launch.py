@@ -20,7 +20,8 @@ from typing import Any
 from rich.console import Console
 
 from data_tools.errors import UserError
-from data_tools.store import write_json, write_text
+from data_tools.files import is_remote
+from data_tools.store import MANIFEST, write_json, write_text
 from launcher.attempts import Budget, lead_seconds, note_launch, write_budget
 from launcher.backends import hf_jobs, kubernetes, local_jobs, ray_jobs, slurm
 from launcher.cluster import seconds_of
@@ -81,7 +82,7 @@ def launch(
         for run in {config.folder: config, **{point.folder: point for point in points}}.values():
             _write_run(run)
             if run.folder.absolute() != folder:
-                write_json(run.folder / SWEEP, {"sweep": str(folder)})
+                write_json(run.folder / SWEEP, {"sweep": str(folder), "settings": _own_settings(config, run)})
         planned = [_write(chain, job, on, *rendered[job.stage]) for job in chain.jobs]
         if dry_run:
             _show(planned, console)
@@ -106,6 +107,9 @@ def _chain(config: RunConfig, points: list[RunConfig], stages: tuple[str, ...], 
         if "train" in stages:
             require_model(point)
         check_same_run(point)
+    here = places and not is_remote(str(config.data.store))
+    if here and "train" in stages and "prepare" not in stages and not (config.store / MANIFEST).exists():
+        raise UserError(f"the token store {config.store} does not exist; add prepare to --stages")
     lead = config.cluster.lead or _measured_lead(config)
     runs = tuple(point.folder.absolute() for point in points)
     return Chain(
@@ -120,6 +124,21 @@ def _chain(config: RunConfig, points: list[RunConfig], stages: tuple[str, ...], 
         variables=variables_passed_on(places, config.cluster.container is not None),
         identity=_identity(config, points, stages),
     )
+
+
+def _own_settings(config: RunConfig, run: RunConfig) -> dict[str, Any]:
+    """What a run of a sweep has otherwise than the sweep: `section.key` → value."""
+    found: dict[str, Any] = {}
+
+    def compare(common: Any, own: Any, path: str) -> None:
+        if isinstance(common, dict) and isinstance(own, dict):
+            for key in own:
+                compare(common.get(key), own[key], f"{path}.{key}" if path else key)
+        elif common != own and path not in ("name", "data.store"):
+            found[path] = own
+
+    compare(config.model_dump(mode="json"), run.model_dump(mode="json"), "")
+    return found
 
 
 def _measured_lead(config: RunConfig) -> int:

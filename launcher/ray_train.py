@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import UserError
-from data_tools.store import write_text
 from launcher import attempts
 from launcher.cluster import ClusterConfig
 from launcher.environment import read_secrets
 from launcher.ray_storage import get_beginning, get_file, put_file, remove_file, runs_of_this_machine
 from launcher.run_folder import read_status
-from sft.exits import FAILED, FINISHED, STOPPED
-from sft.record import STATUS
-
-_MISTAKE = Path("jobs") / "mistake.txt"
+from sft.exits import FAILED, FINISHED, MISTAKE, STOPPED
+from sft.record import STATUS, note_mistake
 
 
 def train_on_ray(folder: Path, cluster: ClusterConfig, ranks: int) -> int:
@@ -63,15 +60,15 @@ def train_on_ray(folder: Path, cluster: ClusterConfig, ranks: int) -> int:
             failure_config=FailureConfig(max_failures=cluster.requeue.max_failures),
         ),
     )
-    (folder / _MISTAKE).unlink(missing_ok=True)
+    (folder / MISTAKE).unlink(missing_ok=True)
     if storage:
-        remove_file(folder, storage, str(_MISTAKE))
+        remove_file(folder, storage, MISTAKE)
     try:
         trainer.fit()
     except TrainingFailedError as error:
         if storage:
-            get_file(folder, storage, str(_MISTAKE))
-        said = (folder / _MISTAKE).read_text("utf-8") if (folder / _MISTAKE).exists() else str(error)
+            get_file(folder, storage, MISTAKE)
+        said = (folder / MISTAKE).read_text("utf-8") if (folder / MISTAKE).exists() else str(error)
         print(f"error: {' '.join(said.split())[:500]}", flush=True)
         return FAILED
     if storage:
@@ -102,10 +99,9 @@ def _worker(settings: dict[str, Any]) -> None:
         run = TrainingRun.open(folder)
         code = train(run, resuming=True, world=world, signalled=lambda: False)
     except UserError as error:  # the driver says it; Ray would give the traceback of each start
-        (folder / _MISTAKE).parent.mkdir(exist_ok=True)
-        write_text(folder / _MISTAKE, str(error))
+        note_mistake(folder, str(error))
         if storage:
-            put_file(folder, storage, str(_MISTAKE))
+            put_file(folder, storage, MISTAKE)
         raise
     if world.is_main:
         attempts.end(folder, code, asked="no")
@@ -119,9 +115,9 @@ def _begin(folder: Path, launch: int, storage: str | None) -> None:
     Args:
         launch: another number for each launch; a person may launch again whatever there was before.
     """
-    (folder / _MISTAKE).unlink(missing_ok=True)  # of the start before; this one may end otherwise
+    (folder / MISTAKE).unlink(missing_ok=True)  # of the start before; this one may end otherwise
     if storage:
-        remove_file(folder, storage, str(_MISTAKE))
+        remove_file(folder, storage, MISTAKE)
     history = attempts.read_attempts(folder)
     again = bool(history) and "begin" in history[-1] and history[-1]["job"] == launch
     if again and history[-1]["committed"] == attempts.committed(folder)["committed"]:

@@ -1,6 +1,7 @@
 """What became of the jobs of a run: their states, how far they are, their output; and their end, where it is wanted."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from data_tools.errors import UserError
 from launcher.jobs import JobState, Submitted
 from launcher.launch import BACKENDS, JOBS, read_jobs
 from launcher.progress import PREPARING
-from launcher.run_folder import read_status, sweep_of
+from launcher.run_folder import SWEEP, read_status, sweep_of
 from sft.exits import STOPPED
 from sft.record import read_metrics
 
@@ -48,7 +49,9 @@ def status_stage(run: str, console: Console) -> dict[str, Any]:
     for column in ("stage", "where", "job", "state", "progress", "left", ""):
         table.add_column(column)
     for look in looks:
-        table.add_row(look.stage, look.backend, look.id or "-", look.state, look.progress, look.left, look.note)
+        number = (look.id or "-").partition("@")[0]  # behind it, where or when that is
+        stage = look.stage if look.state else f"  {look.stage}"
+        table.add_row(stage, look.backend, number, look.state, look.progress, look.left, look.note)
     console.print(table)
     return {"run": str(folder), "jobs": [vars(look) for look in looks]}
 
@@ -112,8 +115,32 @@ def _look(folder: Path) -> list[Look]:
         if state == "RUNNING" and looks and looks[-1].id == job.id and looks[-1].state in ("RUNNING", "WAITING"):
             state, note = "WAITING", f"for {looks[-1].stage}"  # one job does them one after the other
         progress, left = _progress(folder, job.stage)
+        if state.startswith("FAILED"):
+            note = _last_error(folder, job) or note
         looks.append(Look(job.stage, job.backend, job.id, state, progress, left if state == "RUNNING" else "", note))
+        if job.stage == "train":
+            looks += _look_at_sweep(folder, job)
     return looks
+
+
+def _look_at_sweep(folder: Path, job: Submitted) -> list[Look]:
+    """A line for each run of a sweep, with what it has of its own."""
+    looks = []
+    for run in runs_of(folder)[1:]:
+        settings = _read(run / SWEEP).get("settings", {})
+        status = read_status(run)
+        progress, left = _trained(run, status) if status else ("", "")
+        note = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items())
+        looks.append(Look(run.name, job.backend, None, "", progress, left, note))
+    return looks
+
+
+def _last_error(folder: Path, job: Submitted) -> str:
+    """The last mistake that a job's output names."""
+    paths = sorted(folder.glob(job.log), key=lambda path: path.stat().st_mtime)
+    text = paths[-1].read_text("utf-8", errors="replace") if paths else ""
+    lines = [line.partition("error: ")[2] for line in text.splitlines() if re.match(r"(\d+: )?error: ", line)]
+    return lines[-1] if lines else ""
 
 
 def _state(folder: Path, job: Submitted, states: dict[str, JobState]) -> tuple[str, str]:
@@ -124,6 +151,8 @@ def _state(folder: Path, job: Submitted, states: dict[str, JobState]) -> tuple[s
         return _in_words(codes), ""
     if job.id in states:
         return states[job.id].word, states[job.id].reason
+    if job.backend in _ONE_JOB and not codes:
+        return "NOT RUN", "the job ended before"
     if len(codes) < job.tasks:
         without = f"{job.tasks - len(codes)} of its {job.tasks} tasks" if job.tasks > 1 else "it"
         return "UNKNOWN", f"the scheduler has forgotten it, and {without} left no word"

@@ -13,6 +13,9 @@ that was started there."""
 STOP_FILE = "stop"
 """In the run's folder, it asks all ranks to stop."""
 
+MISTAKE = "jobs/mistake.txt"
+"""In the run's folder, why a rank refused to go on, for who can change it: another start would say the same."""
+
 FINISHED, FAILED, STOPPED, HUNG = 0, 1, 85, 86
 """Exit codes; 85: the run was asked to stop, what it did is committed, and it wants to go on later; 86: this rank saw
 that one hangs, and said which."""

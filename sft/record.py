@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.store import write_json, write_text
+from sft.exits import MISTAKE
 
 METRICS = "metrics.jsonl"
 STATUS = "status.json"
@@ -70,6 +71,12 @@ class RunRecord:
             for path in (self.folder / "samples").glob("step-*.json"):
                 if int(path.stem.removeprefix("step-")) > step:
                     path.unlink()
+
+
+def note_mistake(folder: Path, text: str) -> None:
+    """Say why a rank refuses to go on: whoever starts jobs again looks there."""
+    (folder / MISTAKE).parent.mkdir(exist_ok=True)
+    write_text(folder / MISTAKE, text)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

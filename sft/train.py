@@ -17,6 +17,7 @@ from sft.engine import optimizer_step
 from sft.exits import FAILED, FINISHED, STOPPED, exit_now
 from sft.heartbeat import longest_wait
 from sft.metrics import Interval
+from sft.record import note_mistake
 from sft.run import TrainingRun
 from sft.start import start_session
 from sft.stop import listen, stop_listening
@@ -71,6 +72,8 @@ def main() -> int:
         return code
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, UserError):
+            note_mistake(arguments.run, str(error))
         return FAILED
 
 

@@ -59,7 +59,9 @@ def _commands(chain: Chain, job: Job) -> list[tuple[str, list[str]]]:
     runs = {f"{job.stage}-{number}" if job.array > 1 else job.stage: str(run) for number, run in enumerate(chain.runs)}
     match job.stage:
         case "train":
-            more = ["--resume", "--ranks", str(job.tasks_per_node)]
+            # Where nothing is said, as many ranks as `train` takes by itself: one per GPU.
+            said = chain.cluster.ranks_per_node or chain.cluster.gpus_per_node
+            more = ["--resume", *(["--ranks", str(job.tasks_per_node)] if said else [])]
             return [(end, [*python, "train", run, *more]) for end, run in runs.items()]
         case "export":
             return [(end, [*python, stage, run]) for end, run in runs.items() for stage in ("export", "report")]
