@@ -14,6 +14,7 @@ from launcher import attempts
 from launcher.attempts import Budget, decide
 from launcher.jobs import STAGES, jobs_of
 from sft.exits import FINISHED, STOPPED
+from sft.record import note_mistake
 from sft.timings import Timings
 
 BUDGET = Budget(max_failures=2, max_stops=3)
@@ -43,6 +44,7 @@ REPEATED: list[dict[str, Any]] = [
         (start(-1, -1, "failed"), False),  # a crash loop ends after one start
         (start(10, 10, "failed"), False),
         (REPEATED, True),
+        ([*start(0, 10, "refused")[:1], {**start(0, 10, "refused")[1], "reason": "the disk is full"}], False),
         (start(0, 10, "failed"), True),
         (start(10, 10, "cut off"), True),  # the scheduler took the machine while the model was loaded
         (start(10, 10, "cut off") * 2, False),  # and again: the limit is too short
@@ -117,6 +119,18 @@ def test_why_a_start_ended(code: int, asked: str, status: dict[str, str], why: s
     (tmp_path / "status.json").write_text(json.dumps(status))
     assert attempts.end(tmp_path, code, asked).finished is (why == "finished")
     assert attempts.read_attempts(tmp_path)[-1]["why"] == why
+
+
+def test_a_mistake_is_told_and_not_tried_again(tmp_path: Path) -> None:
+    attempts.note_begin(tmp_path, job=1)
+    commit(tmp_path, 40)
+    note_mistake(tmp_path, "step 41: the loss is nan")
+    decision = attempts.end(tmp_path, code=1, asked="no")
+    assert not decision.requeue and "step 41: the loss is nan; when that is mended" in decision.why
+    attempts.note_launch(tmp_path)
+    attempts.note_begin(tmp_path, job=1)
+    commit(tmp_path, 50)
+    assert attempts.end(tmp_path, code=1, asked="no").requeue
 
 
 def test_the_lead_is_what_was_asked_for_or_half_of_a_short_limit(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def test_cancel_stops_what_runs(config: Path, capsys: pytest.CaptureFixture[str]
         assert time.monotonic() < deadline, states(capsys)
         time.sleep(0.2)
     assert states(capsys)["train"] == "STOPPED"
+    assert states(capsys)["export"] == "NOT RUN"
 
 
 def test_a_dry_run_writes_and_starts_nothing(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,6 +109,7 @@ def test_without_kubectl_a_dry_run_shows_all_and_a_launch_submits_nothing(
         (("--sweep", "train.learning_rate"), "it is written as section.key=value,value"),
         (("--sweep", "name=a,b"), "is the same for all runs"),
         (("model=null",), "model"),
+        (("--stages", "train"), "add prepare to --stages"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -143,7 +145,15 @@ def test_a_sweep_here_trains_its_runs_one_after_the_other(config: Path, capsys: 
     while {"RUNNING", "WAITING"} & set(found := states(capsys)).union(found.values()):
         assert time.monotonic() < deadline, found
         time.sleep(0.5)
-    assert states(capsys) == dict.fromkeys(("prepare", "train"), "COMPLETED")
+    found = run(capsys, "status", "here")["jobs"]
+    assert [(look["stage"], look["state"]) for look in found if look["state"]] == [
+        ("prepare", "COMPLETED"),
+        ("train", "COMPLETED"),
+    ]
+    assert [(look["stage"], look["note"]) for look in found if not look["state"]] == [
+        ("here-0", "train.learning_rate=0.0001"),
+        ("here-1", "train.learning_rate=0.001"),
+    ]
     locks = [(runs / name / "lock.json").read_bytes() for name in ("here", "here-0", "here-1")]
     assert locks[0] == locks[1] == locks[2], "fetched once for all"
 

@@ -242,16 +242,30 @@ def test_a_preempted_run_saves_and_goes_on(site: Site) -> None:
 
 
 def test_a_crash_loop_stops_after_one_start_and_cancels_what_waits(site: Site) -> None:
-    jobs = site.launch(site.write("crashing", train={"deepspeed": {"zero_force": 1}}))
+    no_network = {
+        "nodes": 2,
+        "cpus_per_rank": 1,
+        "variables": {"GLOO_SOCKET_IFNAME": "nowhere0"},
+        "prepare": {"cpus": 1},
+    }
+    jobs = site.launch(site.write("crashing", cluster=no_network))
     assert site.wait(jobs["train"]) == "FAILED"
     assert site.wait(jobs["export"]) == "CANCELLED"
     assert [line.get("why", "begin") for line in site.attempts("crashing")] == ["begin", "failed"]
     assert "giving up" in site.shardtune("logs", "crashing", "--stage", "train").stdout
-    states = {
-        look["stage"]: look["state"]
-        for look in json.loads(site.shardtune("status", "crashing", "--json").stdout)["jobs"]
-    }
+    states = {look["stage"]: look["state"] for look in site.status("crashing")}
     assert states == {"prepare": "COMPLETED", "train": "FAILED", "export": "CANCELLED"}
+
+
+def test_a_mistake_is_not_tried_again_and_status_says_it(site: Site) -> None:
+    """A checkpoint was committed before, but the same would come of another start."""
+    config = site.write("diverging", train={"learning_rate": 1e30, "max_grad_norm": None}, checkpoint={"every": 1})
+    job = site.launch(config, "--stages", "prepare,train")["train"]
+    assert site.wait(job) == "FAILED"
+    assert [line.get("why", "begin") for line in site.attempts("diverging")] == ["begin", "refused"]
+    assert site.attempts("diverging")[1]["step"] >= 1
+    (look,) = (look for look in site.status("diverging") if look["stage"] == "train")
+    assert look["state"] == "FAILED" and "lower train.learning_rate" in look["note"]
 
 
 def test_a_run_survives_nodes_that_crash(site: Site, tmp_path: Path) -> None:
@@ -425,11 +439,12 @@ def test_a_sweep_is_an_array_over_one_store(site: Site) -> None:
         assert read_metrics(site.folder / "runs" / f"swept-{number}")[-1]["step"] == 6
         assert not (site.folder / "runs" / f"swept-{number}" / "tokens").exists()
     told = {job["stage"]: job for job in site.status("swept")}
+    assert told["swept-1"]["note"] == "train.learning_rate=0.001" and "step 6 / 6" in told["swept-1"]["progress"]
     assert told["train"]["state"] == "COMPLETED"
     assert told["train"]["progress"] == "2 of 2 begun runs finished, step 12 / 12"
     record = site.folder / "runs" / "swept" / "jobs" / "jobs.json"
     record.write_text(record.read_text().replace(f'"{jobs["train"]}"', '"999999"'))  # as if Slurm had forgotten it
-    assert {job["stage"]: job["state"] for job in site.status("swept")} == {
+    assert {job["stage"]: job["state"] for job in site.status("swept") if job["state"]} == {
         "prepare": "COMPLETED",
         "train": "COMPLETED",
     }
