@@ -110,17 +110,22 @@ def _worker(settings: dict[str, Any]) -> None:
 
 
 def _begin(folder: Path, launch: int, storage: str | None) -> None:
-    """Note the start, unless the one before committed nothing: Ray starts workers again whatever they died of.
+    """Note the start, unless the one before met a mistake or committed nothing: Ray starts workers again whatever they
+    died of.
 
     Args:
         launch: another number for each launch; a person may launch again whatever there was before.
+
+    Raises:
+        UserError: it is not to be tried again.
     """
-    (folder / MISTAKE).unlink(missing_ok=True)  # of the start before; this one may end otherwise
-    if storage:
-        remove_file(folder, storage, MISTAKE)
     history = attempts.read_attempts(folder)
-    again = bool(history) and "begin" in history[-1] and history[-1]["job"] == launch
-    if again and history[-1]["committed"] == attempts.committed(folder)["committed"]:
-        raise UserError(f"the start before committed nothing, at step {history[-1]['step']:,}: giving up")
+    if history and "begin" in history[-1] and history[-1]["job"] == launch:
+        if storage:
+            get_file(folder, storage, MISTAKE)
+        if (folder / MISTAKE).exists():
+            raise UserError((folder / MISTAKE).read_text("utf-8"))
+        if history[-1]["committed"] == attempts.committed(folder)["committed"]:
+            raise UserError(f"the start before committed nothing, at step {history[-1]['step']:,}: giving up")
     (folder / "stop").unlink(missing_ok=True)
     attempts.note_begin(folder, job=launch)

@@ -152,11 +152,13 @@ def _gradients(train: TrainConfig, dtype: torch.dtype, ranks: int, trained: int,
     in_master = master * trained // ranks
     if train.zero.offload_optimizer:
         in_master = summed_bytes = 0
+    # Stage 3 keeps the bucket in which the ranks add up, in the wider of both types.
+    wider = max(0, summed - size) * min(BUCKET, trained) if stage == 3 else 0
     if in_step:
-        return summed_bytes + in_master
+        return summed_bytes + in_master + wider
     if coalesces(train, dtype, ranks):
         return size * trained
-    return (summed_bytes or in_master) + size * min(BUCKET, trained)
+    return (summed_bytes or in_master) + size * min(BUCKET, trained) + wider
 
 
 def _loss_head(model: PreTrainedModel, dtype: torch.dtype, labels: int) -> int:

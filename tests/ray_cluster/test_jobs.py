@@ -13,6 +13,7 @@ import fsspec
 import pytest
 import yaml
 
+from launcher.attempts import read_attempts
 from sft.record import read_metrics
 from tests.conftest import chats, write_jsonl
 from tests.data_tools.hub_server import Repository, serving
@@ -90,9 +91,8 @@ def test_a_run_is_prepared_trained_killed_and_exported(ray_cluster: RayCluster, 
         time.sleep(0.05)
     os.kill(workers()[0], 9)
     assert wait(ray_cluster, tmp_path, "onray") == dict.fromkeys(("prepare", "train", "export"), "COMPLETED")
-    starts = [json.loads(line) for line in (run / "jobs" / "attempts.jsonl").read_text("utf-8").splitlines()]
-    assert len([line for line in starts if "begin" in line]) == 2
-    assert starts[1]["step"] >= 40
+    starts = [line for line in read_attempts(run) if "begin" in line]
+    assert len(starts) == 2 and starts[1]["step"] >= 40
     assert [line["step"] for line in read_metrics(run) if "loss" in line] == list(range(1, 401))
     assert (run / "model" / "model.safetensors").exists()
     assert "exported" in ray_cluster.run("launcher", "logs", "onray", folder=tmp_path).stdout
@@ -146,7 +146,9 @@ def test_a_mistake_ends_the_job_and_says_what_it_was(ray_cluster: RayCluster, tm
     states = wait(ray_cluster, tmp_path, "wrong")
     assert states["train"].startswith("FAILED")
     said = ray_cluster.run("launcher", "logs", "wrong", folder=tmp_path).stdout
-    assert any(line.startswith("error: unknown key train.deepspeed.nonsense") for line in said.splitlines())
+    assert any(line.startswith("error: unknown key train.deepspeed.nonsense") for line in said.splitlines()), said[
+        -3000:
+    ]
 
 
 def test_without_the_token_nothing_is_taken(ray_cluster: RayCluster, tmp_path: Path) -> None:
