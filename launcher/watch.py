@@ -151,7 +151,7 @@ def _state(folder: Path, job: Submitted, states: dict[str, JobState]) -> tuple[s
         return _in_words(codes), ""
     if job.id in states:
         return states[job.id].word, states[job.id].reason
-    if job.backend in _ONE_JOB and not codes:
+    if job.backend == "local" and not codes:
         return "NOT RUN", "the job ended before"
     if len(codes) < job.tasks:
         without = f"{job.tasks - len(codes)} of its {job.tasks} tasks" if job.tasks > 1 else "it"

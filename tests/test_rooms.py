@@ -13,7 +13,13 @@ FORBIDDEN = {
     "sft": {"ray", "launcher"},
 }
 ROOMS = ("data_tools", "sft", "launcher")
-RAY = {"data_tools/actors.py", "launcher/backends/ray_jobs.py", "launcher/ray_nodes.py", "launcher/ray_train.py"}
+RAY = {
+    "data_tools/actors.py",
+    "launcher/backends/ray_jobs.py",
+    "launcher/ray_nodes.py",
+    "launcher/ray_fetch.py",
+    "launcher/ray_train.py",
+}
 ONLY_IN = {"ray": RAY, "deepspeed": {"sft/engine.py"}}
 
 
