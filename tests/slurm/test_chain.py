@@ -333,7 +333,7 @@ def test_a_chain_that_was_never_released_is_released(site: Site) -> None:
     """A launch was killed at its very end."""
     config = site.write("held", cluster={"options": ["--begin=now+1hour"]})
     jobs = site.launch(config)
-    site.slurm.run("scontrol", "hold", jobs["prepare"])
+    site.slurm.run("scontrol", "uhold", jobs["prepare"])
     reason = ("squeue", "-h", "-j", jobs["prepare"], "-o", "%r")
     site.until(lambda: site.slurm.run(*reason) == "JobHeldUser")
     assert site.launch(config) == jobs
