@@ -131,7 +131,8 @@ def _look_at_sweep(folder: Path, job: Submitted) -> list[Look]:
         status = read_status(run)
         progress, left = _trained(run, status) if status else ("", "")
         note = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items())
-        looks.append(Look(run.name, job.backend, None, "", progress, left, note))
+        over = status.get("phase") in ("finished", "stopped")
+        looks.append(Look(run.name, job.backend, None, "", progress, "" if over else left, note))
     return looks
 
 
