@@ -23,11 +23,11 @@ test: setup
 	$(BIN)/python -m pytest tests -m 'not slow and not slurm and not kubernetes' --numprocesses 2 --dist loadfile
 
 test-slow: setup
-	$(BIN)/python -m pytest tests -m 'slow and not slurm and not kubernetes'
+	$(BIN)/python -m pytest tests -m 'slow and not slurm and not kubernetes' --numprocesses 2 --dist loadfile
 
 test-slurm: setup
 	-slurm/devcluster/install.sh
-	$(BIN)/python -m pytest tests/slurm tests/test_scripts.py
+	$(BIN)/python -m pytest tests/slurm tests/test_scripts.py --numprocesses 2 --dist load
 
 test-kubernetes: setup
 	tests/kubernetes/install.sh
