@@ -28,13 +28,13 @@ from launcher.cluster import seconds_of
 from launcher.config import RunConfig, save_run
 from launcher.environment import variables_passed_on
 from launcher.jobs import STAGES, Chain, Job, Submitted, jobs_of
+from launcher.launched import JOBS, all_ended_well, is_trained, read_jobs
 from launcher.pins import require_model
 from launcher.places import folders_named
 from launcher.run_folder import SWEEP, check_same_run, sweep_of
 from launcher.stages import fetch_stage
 from launcher.versions import versions
 
-JOBS = Path("jobs") / "jobs.json"
 BACKENDS = {
     "slurm": slurm,
     "ray": ray_jobs,
@@ -75,6 +75,10 @@ def launch(
         for other in (sweep_of(folder), *chain.runs):
             if other is not None and other != folder:
                 _refuse_beside(folder, other)
+        over = _over(folder, chain.identity)
+        if over and not dry_run:
+            console.print(f"[yellow]already finished[/]: {_listed(over)}; shardtune status {folder}; {_AGAIN}")
+            return _facts(folder, over)
         going_on = _going_on(folder, chain.identity)  # of a dry run as well, which writes what waiting jobs will read
         if going_on and not dry_run:
             console.print(f"[yellow]already launched[/]: {_listed(going_on)}; shardtune status {folder}")
@@ -182,9 +186,10 @@ def _going_on(folder: Path, identity: str) -> list[Submitted] | None:
     jobs = [Submitted(**job) for job in record["jobs"]]
     known = BACKENDS[record["on"]].states([job.id for job in jobs if job.id])
     active = [job for job, state in known.items() if state.active]
-    if not active:
+    other = record["identity"] != identity
+    if not active or (other and all_ended_well(folder, jobs)):  # a script that has done all may take a moment to end
         return None
-    if record["identity"] != identity:
+    if other:
         raise UserError(
             f"{folder} has jobs that are not over ({', '.join(active)}), of another configuration; "
             f"shardtune cancel {folder} first, or launch another run with name=NAME"
@@ -194,6 +199,18 @@ def _going_on(folder: Path, identity: str) -> list[Submitted] | None:
     if all(known[job].word == "COMPLETING" for job in active):
         raise UserError(f"the jobs of {folder} are still ending ({', '.join(active)}); launch again in a moment")
     return jobs
+
+
+_AGAIN = "--stages STAGE does one again, name=NAME another run"
+
+
+def _over(folder: Path, identity: str) -> list[Submitted] | None:
+    """The jobs of an earlier launch of the same that trained to the end; None: there are none."""
+    record = read_jobs(folder)
+    if record is None or record["identity"] != identity:
+        return None
+    jobs = [Submitted(**job) for job in record["jobs"]]
+    return jobs if is_trained(folder, jobs) else None
 
 
 def _refuse_beside(folder: Path, other: Path) -> None:
@@ -209,13 +226,6 @@ def _refuse_beside(folder: Path, other: Path) -> None:
             f"{folder} and {other} have a run in common, and the jobs of {other} are not over ({', '.join(active)}); "
             f"shardtune cancel {other} first"
         )
-
-
-def read_jobs(folder: Path) -> dict[str, Any] | None:
-    """What was launched last; None: nothing."""
-    path = folder / JOBS
-    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    return found or None
 
 
 def _write_run(config: RunConfig) -> None:

@@ -1,6 +1,9 @@
 """What a run's folder says about the run, for the commands that start and follow it."""
 
 import json
+import os
+import socket
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from data_tools.errors import UserError
 from data_tools.mirror import open_store
 from data_tools.plan import PLAN, PlanSettings, read_plan
 from launcher.config import RUN_FILE, RunConfig, load_run
+from sft import heartbeat
 from sft.record import STATUS, read_metrics
 
 _MAY_CHANGE = {
@@ -26,8 +30,10 @@ def check_may_start(config: RunConfig, resuming: bool) -> None:
     """A run never writes over another, and only goes on as what it was.
 
     Raises:
-        UserError: the folder holds checkpoints of this name, or of another configuration.
+        UserError: the folder holds checkpoints of this name, or of another configuration, or is being trained by
+            another machine.
     """
+    _check_not_trained_elsewhere(config.folder)
     newest = newest_checkpoint(config.folder)
     if newest is not None and not resuming:
         raise UserError(
@@ -36,6 +42,21 @@ def check_may_start(config: RunConfig, resuming: bool) -> None:
     if newest is None and config.checkpoint.copy_to is not None:
         _check_copies(config, resuming)
     check_same_run(config)
+
+
+def _check_not_trained_elsewhere(folder: Path) -> None:
+    """On this machine a lock tells; a job on other nodes is seen by the signs of life of its ranks."""
+    if not folder.exists() or read_status(folder).get("phase") in ("finished", "stopped"):
+        return
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        now = os.fstat(probe.fileno()).st_mtime  # by the clock that stamps the signs of life
+    for path in sorted((folder / heartbeat.FOLDER).glob("rank-*.json")):
+        age, host = now - path.stat().st_mtime, json.loads(path.read_text("utf-8"))["host"]
+        if host != socket.gethostname() and age < heartbeat.QUIET:
+            raise UserError(
+                f"{folder} is being trained on {host}, or was {age:.0f} s ago; shardtune status tells of its jobs; "
+                f"if they were killed, try again in {heartbeat.QUIET - age:.0f} s"
+            )
 
 
 def _check_copies(config: RunConfig, resuming: bool) -> None:
@@ -98,11 +119,18 @@ def _check_plan(config: RunConfig) -> None:
         if key != "attention_cost" and facts["settings"].get(key) != value:
             old, new = shortened(facts["settings"].get(key)), shortened(value)
             raise UserError(
-                f"{config.folder} was planned with {key}={old}, not {new}; "
+                f"{config.folder} was planned with {_key_of(key)}={old}, not {new}; "
                 f"resume with the same, or start another run with name=NAME"
             )
     if facts["store"] != open_store(config.store).fingerprint:
         raise UserError(f"{config.folder} was trained on another token store than {config.store}; use its own")
+
+
+def _key_of(setting: str) -> str:
+    """The key of a run's YAML that a setting of a plan comes from."""
+    if setting.startswith("validation_"):
+        return f"data.validation.{setting.removeprefix('validation_')}"
+    return f"{'train' if setting in ('packs_per_step', 'seed') else 'data'}.{setting}"
 
 
 def planned_attention_cost(config: RunConfig) -> float | None:

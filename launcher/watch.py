@@ -15,7 +15,8 @@ from rich.table import Table
 
 from data_tools.errors import UserError
 from launcher.jobs import JobState, Submitted
-from launcher.launch import BACKENDS, JOBS, read_jobs
+from launcher.launch import BACKENDS
+from launcher.launched import JOBS, all_ended_well, end_codes, read_jobs, runs_of
 from launcher.progress import PREPARING
 from launcher.run_folder import SWEEP, read_status, sweep_of
 from sft.exits import STOPPED
@@ -104,6 +105,8 @@ def _jobs(folder: Path) -> tuple[list[Submitted], dict[str, JobState]]:
     record = read_jobs(folder)
     assert record is not None
     jobs = [Submitted(**job) for job in record["jobs"]]
+    if all_ended_well(folder, jobs):
+        return jobs, {}  # a machine without the scheduler's commands tells it as well
     return jobs, BACKENDS[record["on"]].states([job.id for job in jobs if job.id])
 
 
@@ -146,9 +149,8 @@ def _last_error(folder: Path, job: Submitted) -> str:
 
 def _state(folder: Path, job: Submitted, states: dict[str, JobState]) -> tuple[str, str]:
     """What the scheduler says; where it has forgotten the job, what the job itself wrote at its end."""
-    ends = [_read(path) for run in runs_of(folder) for path in _ends(run / "jobs" / "ends", job.stage)]
-    codes = [end["code"] for end in ends]
-    if job.backend in _ONE_JOB and len(ends) >= job.tasks:
+    codes = end_codes(folder, job.stage)
+    if job.backend in _ONE_JOB and len(codes) >= job.tasks:
         return _in_words(codes), ""
     if job.id in states:
         return states[job.id].word, states[job.id].reason
@@ -158,17 +160,6 @@ def _state(folder: Path, job: Submitted, states: dict[str, JobState]) -> tuple[s
         without = f"{job.tasks - len(codes)} of its {job.tasks} tasks" if job.tasks > 1 else "it"
         return "UNKNOWN", f"the scheduler has forgotten it, and {without} left no word"
     return _in_words(codes), ""
-
-
-def _ends(there: Path, stage: str) -> list[Path]:
-    """One, or one of each task; those of `prepare` lie beside those of `prepare-shares`."""
-    return [*there.glob(f"{stage}.json"), *sorted(there.glob(f"{stage}-[0-9]*.json"))]
-
-
-def runs_of(folder: Path) -> list[Path]:
-    """The folders in which jobs say how they are: the run's own, and those of the runs of a sweep."""
-    record = read_jobs(folder) or {}
-    return [Path(run) for run in dict.fromkeys((str(folder), *record.get("runs", ())))]
 
 
 def _in_words(codes: list[int]) -> str:

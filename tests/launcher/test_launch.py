@@ -55,6 +55,12 @@ def test_the_chain_runs_in_the_background(config: Path, capsys: pytest.CaptureFi
     assert "trained 3 steps" in capsys.readouterr().out
     versions = json.loads((config.parent / "runs" / "here" / "jobs" / "versions.json").read_text("utf-8"))
     assert versions["packages"]["torch"]
+    # It is over: launched again, nothing is done again, until another stage is asked for.
+    again = run(capsys, "launch", config, "--on", "local")
+    assert again == facts
+    assert (
+        run(capsys, "launch", config, "--on", "local", "--stages", "export")["jobs"][0]["id"] != facts["jobs"][0]["id"]
+    )
 
 
 def test_cancel_stops_what_runs(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

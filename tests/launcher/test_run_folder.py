@@ -1,16 +1,22 @@
 """A run never writes over another, and only goes on as what it was: also where its checkpoints are only elsewhere."""
 
+import json
+import os
 import shutil
+import socket
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from data_tools.errors import UserError
-from data_tools.store import TokenStore
+from data_tools.store import TokenStore, write_json
 from launcher.cli import main
 from launcher.config import RunConfig, load_run
 from launcher.run_folder import check_may_start
 from sft.copies import Copies
+from sft.heartbeat import heartbeat_path
 from tests.sft.test_checkpoint import make_checkpoint
 
 
@@ -42,6 +48,38 @@ def test_a_run_goes_on_from_its_copies_as_what_it_was(config: RunConfig) -> None
             continue
         with pytest.raises(UserError, match=r"tiny was started with train\.learning_rate=0\.01, not 1\.0"):
             check_may_start(config.model_copy(update={"train": train}), resuming=True)
+
+
+def test_a_run_is_not_trained_beside_a_job_on_another_machine(config: RunConfig) -> None:
+    sign = heartbeat_path(config.folder, 0)
+    sign.parent.mkdir(parents=True)
+    for host, refused in ((socket.gethostname(), False), ("gpu17", True)):
+        sign.write_text(json.dumps({"pid": 1, "host": host}), "utf-8")
+        with (
+            pytest.raises(UserError, match="tiny is being trained on gpu17, or was 0 s ago")
+            if refused
+            else nullcontext()
+        ):
+            check_may_start(config, resuming=True)
+    os.utime(sign, (0, time.time() - 200))
+    check_may_start(config, resuming=True)
+    os.utime(sign)
+    write_json(config.folder / "status.json", {"phase": "stopped"})
+    check_may_start(config, resuming=True)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["data.validation.fraction=0.5", "data.max_length=99", "train.packs_per_step=3", "data.too_long=split"],
+)
+def test_a_plan_is_compared_by_the_keys_of_the_yaml(
+    setting: str, recipe: Path, store: TokenStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(recipe), f"data.store={store.folder}", "--ranks", "1"]) == 0
+    run = load_run(str(recipe), []).folder
+    make_checkpoint(run / "checkpoints", 4)
+    assert main(["train", str(recipe), f"data.store={store.folder}", "--resume", setting]) == 1
+    assert f"was planned with {setting.partition('=')[0]}=" in capsys.readouterr().err
 
 
 def test_a_place_that_cannot_be_reached_is_told_before_the_start(
