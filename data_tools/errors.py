@@ -9,6 +9,10 @@ class UserError(Exception):
     """Something the user can mend: the message says what is wrong, where, and what to do next."""
 
 
+class OutOfReach(UserError):
+    """What a store of objects has may be there again later, as after a fault of the network."""
+
+
 class RowError(Exception):
     """One row that cannot become a document; the message is the reason written to rejects.jsonl."""
 

@@ -16,7 +16,7 @@ from typing import IO, Any, Literal, cast
 
 import pyarrow as pa
 
-from data_tools.errors import UserError
+from data_tools.errors import OutOfReach, UserError
 from data_tools.store import file_digest
 
 Format = Literal["jsonl", "json", "csv", "parquet", "arrow"]
@@ -221,12 +221,14 @@ def writing(location: str, setting: str = "data.store") -> Iterator[None]:
     """Turn what goes wrong with an object that a setting names into one line.
 
     Raises:
-        UserError: the object store refuses, or cannot be reached.
+        UserError: the object store refuses, or has no such object.
+        OutOfReach: it cannot be reached, or fails.
     """
     try:
         yield
     except _errors() as error:
-        raise UserError(f"{setting}: {location}: {_reason(error)}") from None
+        refused = isinstance(error, (FileNotFoundError, PermissionError)) or "credentials" in str(error).lower()
+        raise (UserError if refused else OutOfReach)(f"{setting}: {location}: {_reason(error)}") from None
 
 
 def _errors() -> tuple[type[Exception], ...]:

@@ -71,7 +71,7 @@ def decide(history: list[dict[str, Any]], budget: Budget) -> Decision:
     if last["why"] == "stopped by a person":
         return Decision(False, "stopped by the stop file; shardtune launch goes on")
     barren = last["why"] == "failed" or gains[-2:] == [False] * 2  # a scheduler may take the machine while it loads
-    if not gains[-1] and barren:
+    if gains[-1:] != [True] and barren:
         return Decision(False, f"{last['why']}, and no checkpoint was committed since this start: giving up")
     if last["why"] == "failed":
         if (failures := ends.count("failed") + _lost(history)) > budget.max_failures:

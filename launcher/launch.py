@@ -27,9 +27,9 @@ from launcher.backends import hf_jobs, kubernetes, local_jobs, ray_jobs, slurm
 from launcher.cluster import seconds_of
 from launcher.config import RunConfig, save_run
 from launcher.environment import variables_passed_on
-from launcher.jobs import STAGES, Chain, Job, Submitted, jobs_of
+from launcher.jobs import STAGES, Chain, Job, JobState, Submitted, jobs_of
 from launcher.launched import JOBS, all_ended_well, is_trained, read_jobs
-from launcher.pins import require_model
+from launcher.pins import follow_sweep, require_model
 from launcher.places import folders_named
 from launcher.run_folder import SWEEP, check_same_run, sweep_of
 from launcher.stages import fetch_stage
@@ -93,6 +93,9 @@ def launch(
             return _facts(folder, planned)
         if "fetch" in stages and config.cluster.fetch == "here":
             fetch_stage(config, console)
+        for run in points:
+            if run.folder.absolute() != folder:
+                follow_sweep(run, folder)
         for line in backend.check(chain, planned):
             console.print(f"  {line}", markup=False, highlight=False)
         for each in dict.fromkeys((folder, *chain.runs)):
@@ -194,7 +197,7 @@ def _going_on(folder: Path, identity: str) -> list[Submitted] | None:
             f"{folder} has jobs that are not over ({', '.join(active)}), of another configuration; "
             f"shardtune cancel {folder} first, or launch another run with name=NAME"
         )
-    if any(job.id is None for job in jobs) or "JobHeldUser" in (state.reason for state in known.values()):
+    if any(job.id is None for job in jobs) or _is_held(known.get(str(jobs[0].id))):
         return None  # that launch was cut off; what it had submitted is found again
     if all(known[job].word == "COMPLETING" for job in active):
         raise UserError(f"the jobs of {folder} are still ending ({', '.join(active)}); launch again in a moment")
@@ -211,6 +214,11 @@ def _over(folder: Path, identity: str) -> list[Submitted] | None:
         return None
     jobs = [Submitted(**job) for job in record["jobs"]]
     return jobs if is_trained(folder, jobs) else None
+
+
+def _is_held(first: JobState | None) -> bool:
+    """Whether the chain never began: `submit` releases its first job when all are there."""
+    return first is not None and first.reason == "JobHeldUser"
 
 
 def _refuse_beside(folder: Path, other: Path) -> None:

@@ -40,9 +40,10 @@ def all_ended_well(folder: Path, jobs: list[Submitted]) -> bool:
 
 
 def is_trained(folder: Path, jobs: list[Submitted]) -> bool:
-    """Whether these jobs have trained the run, or the runs of a sweep, to the end, and did all that they had to."""
+    """Whether these jobs have trained the run, or the runs of a sweep, to the end, and left nothing to be done."""
     training = next((job for job in jobs if job.stage == "train"), None)
     if training is None or not all_ended_well(folder, jobs):
         return False
-    phases = [status["phase"] for run in runs_of(folder) if (status := read_status(run))]
-    return phases == ["finished"] * training.tasks
+    told = [status for run in runs_of(folder) if (status := read_status(run))]
+    whole = [status["phase"] == "finished" and not status["warning"] for status in told]  # a copy may have failed
+    return whole == [True] * training.tasks

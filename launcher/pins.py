@@ -9,7 +9,7 @@ from data_tools.lock import LOCK_FILE, Lock
 from data_tools.store import write_text
 from launcher.config import RunConfig
 from launcher.environment import go_offline
-from launcher.run_folder import sweep_of
+from launcher.run_folder import newest_checkpoint, sweep_of
 
 
 def use_lock(config: RunConfig) -> RunConfig:
@@ -22,15 +22,38 @@ def use_lock(config: RunConfig) -> RunConfig:
     own, sweep = config.folder / LOCK_FILE, sweep_of(config.folder)
     if not own.exists() and sweep is not None and (sweep / LOCK_FILE).exists():  # it is fetched once for all runs
         write_text(own, (sweep / LOCK_FILE).read_text("utf-8"))
-    lock = Lock.read(own)
-    if lock is None:
-        return config
-    go_offline()
-    model = config.model
-    if model.path is None or not is_hub_id(model.path):
+    if own.exists():
+        go_offline()
+    return pinned(config)
+
+
+def pinned(config: RunConfig) -> RunConfig:
+    """The run with the commit of its model that its lock has, if it has one.
+
+    Raises:
+        UserError: the lock pins another model.
+    """
+    lock, model = Lock.read(config.folder / LOCK_FILE), config.model
+    if lock is None or model.path is None or not is_hub_id(model.path):
         return config
     commit = lock.find("model", model.path, model.revision).commit
     return config.model_copy(update={"model": model.model_copy(update={"revision": commit})})
+
+
+def follow_sweep(config: RunConfig, sweep: Path) -> None:
+    """A run of a sweep that has not begun takes the lock that the sweep has by then.
+
+    Raises:
+        UserError: it has begun, and the sweep was fetched anew since.
+    """
+    own, common = config.folder / LOCK_FILE, sweep / LOCK_FILE
+    if newest_checkpoint(config.folder) is None:
+        own.unlink(missing_ok=True)
+    elif own.exists() and common.exists() and own.read_text("utf-8") != common.read_text("utf-8"):
+        raise UserError(
+            f"{config.folder} has checkpoints and a {LOCK_FILE} that {sweep} was begun with, and that is another now; "
+            f"copy it from the run to the sweep, or launch another sweep with name=NAME"
+        )
 
 
 def require_model(config: RunConfig) -> None:

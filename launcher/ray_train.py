@@ -99,8 +99,8 @@ def _worker(settings: dict[str, Any]) -> None:
         run = TrainingRun.open(folder)
         code = train(run, resuming=True, world=world, signalled=lambda: False)
     except UserError as error:  # the driver says it; Ray would give the traceback of each start
-        note_mistake(folder, str(error))
-        if storage:
+        note_mistake(folder, error)
+        if storage and (folder / MISTAKE).exists():
             put_file(folder, storage, MISTAKE)
         raise
     if world.is_main:
@@ -119,13 +119,14 @@ def _begin(folder: Path, launch: int, storage: str | None) -> None:
     Raises:
         UserError: it is not to be tried again.
     """
+    if storage:  # this machine may have had an earlier launch, or not this one's start before
+        (folder / MISTAKE).unlink(missing_ok=True)
+        get_file(folder, storage, MISTAKE)
+    if (folder / MISTAKE).exists():
+        raise UserError((folder / MISTAKE).read_text("utf-8"))
     history = attempts.read_attempts(folder)
-    if history and "begin" in history[-1] and history[-1]["job"] == launch:
-        if storage:
-            get_file(folder, storage, MISTAKE)
-        if (folder / MISTAKE).exists():
-            raise UserError((folder / MISTAKE).read_text("utf-8"))
-        if history[-1]["committed"] == attempts.committed(folder)["committed"]:
-            raise UserError(f"the start before committed nothing, at step {history[-1]['step']:,}: giving up")
+    again = bool(history) and "begin" in history[-1] and history[-1]["job"] == launch
+    if again and history[-1]["committed"] == attempts.committed(folder)["committed"]:
+        raise UserError(f"the start before committed nothing, at step {history[-1]['step']:,}: giving up")
     (folder / "stop").unlink(missing_ok=True)
     attempts.note_begin(folder, job=launch)

@@ -93,8 +93,12 @@ def check_same_run(config: RunConfig) -> None:
         raise UserError(f"{config.folder} has checkpoints, but lacks {RUN_FILE}; use another run name")
     if (config.folder / "plan" / PLAN).exists():  # without it the plan is made again, and compared by the checkpoint
         _check_plan(config)
-    before = load_run(str(config.folder / RUN_FILE), []).model_dump(mode="json")
-    _compare_settings(config.folder, before, config)
+    before = load_run(str(config.folder / RUN_FILE), [])
+    if before.model.path == config.model.path and before.model.revision != config.model.revision:
+        from launcher.pins import pinned  # which looks into run folders itself
+
+        before, config = pinned(before), pinned(config)  # each may be asked for, or what it was fetched as
+    _compare_settings(config.folder, before.model_dump(mode="json"), config)
 
 
 def _compare_settings(

@@ -163,6 +163,7 @@ def load_model(
             raise UserError(f"model.path: cannot load {config.path}: {str(error).splitlines()[0]}") from None
         if missing := sorted(loading["missing_keys"]):
             raise UserError(f"model.path: {config.path} lacks {len(missing)} weights, among them {missing[0]}")
+        model.name_or_path = model.config.name_or_path = config.path  # adapters name it, not a folder of this machine
         add_rows(model, vocab_size, added)
         model.train()  # as one with random weights is
     else:

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from data_tools.errors import OutOfReach, UserError
 from data_tools.store import write_json, write_text
 from sft.exits import MISTAKE
 
@@ -73,10 +75,15 @@ class RunRecord:
                     path.unlink()
 
 
-def note_mistake(folder: Path, text: str) -> None:
-    """Say why a rank refuses to go on: whoever starts jobs again looks there."""
-    (folder / MISTAKE).parent.mkdir(exist_ok=True)
-    write_text(folder / MISTAKE, text)
+def note_mistake(folder: Path, error: UserError) -> None:
+    """Say why a rank refuses to go on: whoever starts jobs again looks there. What is out of reach may come back, so
+    that another start is worth it; and where nothing can be written, the error itself matters more.
+    """
+    if isinstance(error, OutOfReach) or not (folder / "run.yaml").exists():
+        return
+    with suppress(OSError, UserError):
+        (folder / MISTAKE).parent.mkdir(exist_ok=True)
+        write_text(folder / MISTAKE, str(error))
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Is a model right in packs? Tried once, before it is trained."""
 
 import torch
+from torch.distributed import DistError
 
 from data_tools.errors import UserError
 from sft.attention import PACKED
@@ -31,9 +32,11 @@ def check_documents_are_apart(packed: PackedCausalLM, device: torch.device, alon
             _check_one_document(packed, device)
             if not alone:
                 _check_three_documents(packed, device)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, torch.AcceleratorError, DistError):
         raise
     except (ValueError, RuntimeError) as error:  # how transformers refuses, and how kernels do
+        if "/gloo/" in str(error):  # another rank died: with ZeRO-3 they gather the parameters
+            raise
         raise UserError(f"{_name(packed)} cannot be trained so: {str(error).splitlines()[0]}") from None
     finally:
         packed.train(was_training)

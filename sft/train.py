@@ -73,7 +73,7 @@ def main() -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         if isinstance(error, UserError):
-            note_mistake(arguments.run, str(error))
+            note_mistake(arguments.run, error)
         return FAILED
 
 

@@ -325,3 +325,16 @@ def test_a_model_with_code_of_its_own_is_trained_without_network(
     assert (exported / "own_code.py").read_bytes() == OWN_CODE
     assert not any(b"snapshots" in path.read_bytes() for path in exported.glob("*.json")), "no path of this machine"
     assert json.loads((exported / "generation_config.json").read_text())["temperature"] == 0.6
+
+    # What was fetched is what the run began with, though its YAML asks for no commit: it goes on, and is launched.
+    longer = [*own, "train.max_steps=2"]
+    stages = ["--on", "local", "--stages", "train", "--dry-run"]
+    codes, said = shardtune("http://127.0.0.1:9", ["launch", *longer, *stages], ["train", *longer, "--resume"])
+    assert codes == [0, 0], said
+    adapter = [*own, "name=adapter", "model.lora={rank: 2}", f"data.store={tmp_path / 'runs' / 'own' / 'tokens'}"]
+    codes, said = shardtune(
+        hub.url, ["fetch", *adapter], ["train", *adapter], ["export", str(tmp_path / "runs" / "adapter"), "--adapter"]
+    )
+    assert codes == [0, 0, 0], said
+    described = json.loads((tmp_path / "runs" / "adapter" / "adapter" / "adapter_config.json").read_text())
+    assert described["base_model_name_or_path"] == "org/own"

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_tools.errors import OutOfReach, UserError
+from data_tools.files import writing
 from launcher import attempts
 from launcher.attempts import Budget, decide
 from launcher.jobs import STAGES, jobs_of
-from sft.exits import FINISHED, STOPPED
+from sft.exits import FINISHED, MISTAKE, STOPPED
 from sft.record import note_mistake
 from sft.timings import Timings
 
@@ -124,13 +126,41 @@ def test_why_a_start_ended(code: int, asked: str, status: dict[str, str], why: s
 def test_a_mistake_is_told_and_not_tried_again(tmp_path: Path) -> None:
     attempts.note_begin(tmp_path, job=1)
     commit(tmp_path, 40)
-    note_mistake(tmp_path, "step 41: the loss is nan")
+    note_mistake(tmp_path / "nowhere", UserError("nowhere is not a run"))
+    note_mistake(tmp_path, UserError("nothing is noted where no run is"))
+    assert not (tmp_path / "nowhere").exists() and not (tmp_path / MISTAKE).exists()
+    (tmp_path / "run.yaml").touch()
+    note_mistake(tmp_path, UserError("step 41: the loss is nan"))
     decision = attempts.end(tmp_path, code=1, asked="no")
     assert not decision.requeue and "step 41: the loss is nan; when that is mended" in decision.why
     attempts.note_launch(tmp_path)
     attempts.note_begin(tmp_path, job=1)
     commit(tmp_path, 50)
     assert attempts.end(tmp_path, code=1, asked="no").requeue
+
+
+def test_what_is_out_of_reach_may_come_back(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").touch()
+    attempts.note_begin(tmp_path, job=1)
+    commit(tmp_path, 40)
+    with pytest.raises(OutOfReach) as lost, writing("s3://tokens"):
+        raise ConnectionError("reset by peer")
+    note_mistake(tmp_path, lost.value)
+    assert attempts.end(tmp_path, code=1, asked="no").requeue
+    with pytest.raises(UserError) as refused, writing("s3://tokens"):
+        raise PermissionError("no")
+    attempts.note_begin(tmp_path, job=1)
+    commit(tmp_path, 50)
+    note_mistake(tmp_path, refused.value)
+    assert not attempts.end(tmp_path, code=1, asked="no").requeue
+
+
+def test_an_end_whose_start_is_not_known_is_decided(tmp_path: Path) -> None:
+    """A launch in between has made the budgets whole."""
+    attempts.note_begin(tmp_path, job=1)
+    attempts.note_launch(tmp_path)
+    assert attempts.end(tmp_path, STOPPED, asked="USR1").requeue
+    assert not attempts.end(tmp_path, code=1, asked="no").requeue
 
 
 def test_the_lead_is_what_was_asked_for_or_half_of_a_short_limit(tmp_path: Path) -> None:

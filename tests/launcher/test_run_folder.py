@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from data_tools.errors import UserError
+from data_tools.lock import Lock, Pin
 from data_tools.store import TokenStore, write_json
 from launcher.cli import main
-from launcher.config import RunConfig, load_run
-from launcher.run_folder import check_may_start
+from launcher.config import RunConfig, load_run, save_run
+from launcher.pins import follow_sweep
+from launcher.run_folder import check_may_start, check_same_run
 from sft.copies import Copies
 from sft.heartbeat import heartbeat_path
 from tests.sft.test_checkpoint import make_checkpoint
@@ -80,6 +82,38 @@ def test_a_plan_is_compared_by_the_keys_of_the_yaml(
     make_checkpoint(run / "checkpoints", 4)
     assert main(["train", str(recipe), f"data.store={store.folder}", "--resume", setting]) == 1
     assert f"was planned with {setting.partition('=')[0]}=" in capsys.readouterr().err
+
+
+def test_a_fetched_model_is_the_same_by_its_name_and_by_its_commit(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`plan` writes down the commit; the YAML that is launched again has only the name."""
+    config = load_run(str(recipe), ["model.path=org/model", "model.config=null"])
+    commit = config.model.model_copy(update={"revision": "a" * 40})
+    make_checkpoint(config.folder / "checkpoints", 4)
+    for before, now in ((commit, config.model), (config.model, commit)):
+        save_run(config.model_copy(update={"model": before}))
+        (config.folder / "lock.json").unlink(missing_ok=True)
+        with pytest.raises(UserError, match=r"was started with model\.revision="):
+            check_same_run(config.model_copy(update={"model": now}))
+        Lock(config.folder / "lock.json", [Pin("model", "org/model", {}, None, "a" * 40)]).write()
+        check_same_run(config.model_copy(update={"model": now}))
+
+
+def test_a_run_of_a_sweep_takes_the_lock_of_the_sweep_until_it_has_begun(recipe: Path, tmp_path: Path) -> None:
+    config, sweep = load_run(str(recipe), ["name=sweep-0"]), tmp_path / "runs" / "sweep"
+    for folder, revision in ((config.folder, "a" * 40), (sweep, "b" * 40)):
+        Lock(folder / "lock.json", [Pin("model", "org/model", {}, None, revision)]).write()
+    old = (config.folder / "lock.json").read_text("utf-8")
+    follow_sweep(config, sweep)
+    assert not (config.folder / "lock.json").exists()  # `use_lock` takes that of the sweep
+    (config.folder / "lock.json").write_text(old, "utf-8")
+    make_checkpoint(config.folder / "checkpoints", 4)
+    with pytest.raises(UserError, match=r"sweep-0 has checkpoints and a lock\.json that .*sweep was begun with"):
+        follow_sweep(config, sweep)
+    (sweep / "lock.json").write_text(old, "utf-8")
+    follow_sweep(config, sweep)
+    assert (config.folder / "lock.json").read_text("utf-8") == old
 
 
 def test_a_place_that_cannot_be_reached_is_told_before_the_start(

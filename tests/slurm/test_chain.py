@@ -338,6 +338,11 @@ def test_a_chain_that_was_never_released_is_released(site: Site) -> None:
     site.until(lambda: site.slurm.run(*reason) == "JobHeldUser")
     assert site.launch(config) == jobs
     assert site.slurm.run(*reason) != "JobHeldUser"
+    site.slurm.run("scontrol", "uhold", jobs["export"])  # of a person, while the chain goes on
+    site.until(lambda: site.slurm.run("squeue", "-h", "-j", jobs["export"], "-o", "%r") == "JobHeldUser")
+    before = (site.folder / "runs" / "held" / "jobs" / "jobs.json").read_bytes()
+    assert site.launch(config) == jobs
+    assert (site.folder / "runs" / "held" / "jobs" / "jobs.json").read_bytes() == before, "nothing is submitted"
     site.shardtune("cancel", "held")
 
 
