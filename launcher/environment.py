@@ -60,6 +60,12 @@ def variables_passed_on(places: bool, contained: bool) -> tuple[tuple[str, str],
     return found
 
 
+def places_passed_on() -> list[str]:
+    """The files and folders that variables of who launches name, which jobs get as well."""
+    paths = (os.environ.get(name, "") for name in _PLACES if name != "AWS_PROFILE")
+    return [path for several in paths for path in several.split(os.pathsep) if path]
+
+
 def hub_cache() -> Path:
     """Where what was fetched from the hub is kept."""
     from huggingface_hub.constants import HF_HOME

@@ -68,7 +68,9 @@ def launch(
     if on != "slurm":  # elsewhere one process, or Ray, prepares
         single = config.cluster.prepare.model_copy(update={"how": "single"})
         config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"prepare": single})})
-    chain = _chain(config, points, stages, places=not elsewhere)
+    contained = config.cluster.container is not None
+    variables = () if on == "local" else variables_passed_on(not elsewhere, contained)  # a script here inherits all
+    chain = _chain(config, points, stages, places=not elsewhere, variables=variables)
     backend = BACKENDS[on]
     rendered = backend.render(chain)
     with _locked(folder):
@@ -107,7 +109,13 @@ def launch(
         return _facts(folder, submitted)
 
 
-def _chain(config: RunConfig, points: list[RunConfig], stages: tuple[str, ...], places: bool) -> Chain:
+def _chain(
+    config: RunConfig,
+    points: list[RunConfig],
+    stages: tuple[str, ...],
+    places: bool,
+    variables: tuple[tuple[str, str], ...],
+) -> Chain:
     if unknown := [stage for stage in stages if stage not in STAGES]:
         raise UserError(f"--stages: {unknown[0]} is none of {', '.join(STAGES)}")
     for point in points:
@@ -128,7 +136,7 @@ def _chain(config: RunConfig, points: list[RunConfig], stages: tuple[str, ...], 
         working_folder=Path.cwd(),
         python=sys.executable,
         folders=folders_named(config) if places else (),
-        variables=variables_passed_on(places, config.cluster.container is not None),
+        variables=variables,
         identity=_identity(config, points, stages),
     )
 

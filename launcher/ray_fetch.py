@@ -10,6 +10,7 @@ from data_tools.errors import UserError
 from data_tools.lock import LOCK_FILE
 from data_tools.store import write_text
 from launcher.config import RUN_FILE, load_run
+from launcher.environment import read_secrets
 from launcher.ray_storage import runs_of_this_machine
 from launcher.stages import fetch_stage
 
@@ -55,6 +56,7 @@ def _fetch_here(name: str, runs: str | None, texts: dict[str, str]) -> tuple[str
         write_text(folder / file, text)
     try:
         config = load_run(str(folder / RUN_FILE), [])
+        read_secrets(Path(config.cluster.secrets).expanduser())  # each node has its own
         fetch_stage(config.model_copy(update={"runs": str(folder.parent), "name": name}), Console(quiet=True))
     except UserError as error:
         return socket.gethostname(), str(error)

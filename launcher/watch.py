@@ -28,6 +28,10 @@ _ONE_OUTPUT = ("ray", "kubernetes", "hf-jobs")
 """There it is not in files here, and one for all stages."""
 
 
+_ERROR = re.compile(r"(?:\d+: )?(?:\[[^]]*\] )?error: (.*)")
+"""A line of a rank, which srun may have numbered, or of a script, with the time."""
+
+
 @dataclass(frozen=True)
 class Look:
     """One line of `shardtune status`."""
@@ -140,11 +144,12 @@ def _look_at_sweep(folder: Path, job: Submitted) -> list[Look]:
 
 
 def _last_error(folder: Path, job: Submitted) -> str:
-    """The last mistake that a job's output names."""
-    paths = sorted(folder.glob(job.log), key=lambda path: path.stat().st_mtime)
-    text = paths[-1].read_text("utf-8", errors="replace") if paths else ""
-    lines = [line.partition("error: ")[2] for line in text.splitlines() if re.match(r"(\d+: )?error: ", line)]
-    return lines[-1] if lines else ""
+    """The last mistake that the output of a job names: of its ranks, or of its script."""
+    number = (job.id or "").partition("@")[0]
+    paths = [path for path in folder.glob(job.log) if re.search(rf"-{number}[._]", path.name)]
+    texts = [path.read_text("utf-8", errors="replace") for path in sorted(paths, key=lambda path: path.stat().st_mtime)]
+    said = (_ERROR.match(line) for text in texts for line in text.splitlines())
+    return ([match[1] for match in said if match] or [""])[-1]
 
 
 def _state(folder: Path, job: Submitted, states: dict[str, JobState]) -> tuple[str, str]:
@@ -156,6 +161,8 @@ def _state(folder: Path, job: Submitted, states: dict[str, JobState]) -> tuple[s
         return states[job.id].word, states[job.id].reason
     if job.backend == "local" and not codes:
         return "NOT RUN", "the job ended before"
+    if job.backend == "local" and len(codes) < job.tasks:
+        return _in_words(codes) if any(codes) else "NOT RUN", f"{job.tasks - len(codes)} of {job.tasks} were not run"
     if len(codes) < job.tasks:
         without = f"{job.tasks - len(codes)} of its {job.tasks} tasks" if job.tasks > 1 else "it"
         return "UNKNOWN", f"the scheduler has forgotten it, and {without} left no word"

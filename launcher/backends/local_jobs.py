@@ -39,7 +39,7 @@ trap 'kill -TERM "$child" 2>/dev/null' TERM INT HUP
 stage() {  # NAME, what its end is noted as, COMMAND
   local name=$1 end=$2 code=0
   shift 2
-  "$@" >>"$FOLDER/logs/$name-local.out" 2>&1 &
+  "$@" >>"$FOLDER/logs/$name-local-$$.out" 2>&1 &
   child=$!
   wait "$child" || code=$?
   while kill -0 "$child" 2>/dev/null; do

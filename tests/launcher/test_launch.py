@@ -2,13 +2,17 @@
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
+from data_tools.store import write_json
+from launcher import watch
 from launcher.cli import main
 from launcher.config import load_run, save_run
+from launcher.jobs import Submitted
 from launcher.sweep import sweep_points
 from tests.conftest import chats, write_jsonl
 from tests.launcher.commands import run
@@ -164,15 +168,40 @@ def test_a_sweep_here_trains_its_runs_one_after_the_other(config: Path, capsys: 
     assert locks[0] == locks[1] == locks[2], "fetched once for all"
 
 
+@pytest.mark.parametrize(
+    ("line", "note"),
+    [
+        ("error: the loss is nan", "the loss is nan"),
+        ("1: error: the loss is nan", "the loss is nan"),
+        ("[2026-11-29 01:00:00] error: no module named cuda", "no module named cuda"),
+        ("no error: at all", "1 of 3 were not run"),
+    ],
+)
+def test_why_a_job_failed(line: str, note: str, tmp_path: Path) -> None:
+    """In whichever of its logs that is, but in none of an earlier launch."""
+    for name in ("jobs/ends", "logs"):
+        (tmp_path / name).mkdir(parents=True)
+    for number, code in enumerate((0, 1)):
+        write_json(tmp_path / "jobs" / "ends" / f"train-{number}.json", {"code": code})
+    (tmp_path / "logs" / "train-7_0.out").write_text(f"{line}\n", "utf-8")
+    (tmp_path / "logs" / "train-7_1.out").write_text("and so on\n", "utf-8")
+    (tmp_path / "logs" / "train-6_1.out").write_text("error: of an earlier launch\n", "utf-8")
+    job = Submitted("train", "local", "local.sh", "logs/train-[0-9l]*.out", 3, "7@1")
+    write_json(tmp_path / "jobs" / "jobs.json", {"on": "local", "jobs": [asdict(job)]})
+    assert watch._look(tmp_path)[0].note == note
+
+
 def test_a_password_in_a_variable_is_refused(
     config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://mlflow:hunter2@db/mlflow")
-    assert main(["launch", str(config), "--on", "local"]) == 1
+    assert main(["launch", str(config), "--on", "slurm", "--dry-run"]) == 1
     error = capsys.readouterr().err
     assert "error: MLFLOW_TRACKING_URI has a password in it" in error and "hunter2" not in error
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example/@me")
     run(capsys, "launch", config, "--on", "local", "--dry-run")
+    assert "hunter2" not in (config.parent / "runs" / "here" / "jobs" / "local.sh").read_text("utf-8")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example/@me")
+    run(capsys, "launch", config, "--on", "slurm", "--dry-run")
 
 
 def test_profiles_inherit_and_the_run_wins(config: Path, tmp_path: Path) -> None:

@@ -48,3 +48,13 @@ def test_containers_find_what_was_fetched(tmp_path: Path, monkeypatch: pytest.Mo
     assert dict(variables_passed_on(places=True, contained=True))["HF_HOME"] == str(hub_cache())
     assert "HF_HOME" not in dict(variables_passed_on(places=True, contained=False))
     assert "HF_HOME" not in dict(variables_passed_on(places=False, contained=True))
+
+
+def test_containers_see_what_variables_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("hub", "code", "nvme", "runs"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'code'}:{tmp_path / 'code' / 'more'}")
+    zero = {"stage": 3, "offload_parameters": "nvme", "nvme_path": str(tmp_path / "nvme" / "mine")}
+    found = named(tmp_path, train={"zero": zero})
+    assert found >= {tmp_path / "hub", tmp_path / "code", tmp_path / "nvme"}
