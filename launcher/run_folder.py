@@ -15,7 +15,6 @@ from data_tools.errors import UserError
 from data_tools.mirror import open_store
 from data_tools.plan import PLAN, PlanSettings, read_plan
 from launcher.config import RUN_FILE, RunConfig, load_run
-from sft import heartbeat
 from sft.record import STATUS, read_metrics
 
 _MAY_CHANGE = {
@@ -48,6 +47,8 @@ def _check_not_trained_elsewhere(folder: Path) -> None:
     """On this machine a lock tells; a job on other nodes is seen by the signs of life of its ranks."""
     if not folder.exists() or read_status(folder).get("phase") in ("finished", "stopped"):
         return
+    from sft import heartbeat
+
     with tempfile.TemporaryFile(dir=folder) as probe:
         now = os.fstat(probe.fileno()).st_mtime  # by the clock that stamps the signs of life
     for path in sorted((folder / heartbeat.FOLDER).glob("rank-*.json")):

@@ -80,7 +80,7 @@ def test_every_stage_from_chats_to_answers(recipe: Path, tmp_path: Path) -> None
     assert (run / "loss.png").stat().st_size > 5_000
 
     assert "already has step-00000008; go on with --resume" in refused("train", recipe, "--ranks", 2)
-    assert "planned with max_length=256, not 128" in refused("train", recipe, "data.max_length=128", "--resume")
+    assert "planned with data.max_length=256, not 128" in refused("train", recipe, "data.max_length=128", "--resume")
     assert "train.learning_rate=0.01, not 0.02" in refused("train", recipe, "train.learning_rate=0.02", "--resume")
 
 
