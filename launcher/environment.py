@@ -61,9 +61,9 @@ def variables_passed_on(places: bool, contained: bool) -> tuple[tuple[str, str],
 
 
 def places_passed_on() -> list[str]:
-    """The files and folders that variables of who launches name, which jobs get as well."""
-    paths = (os.environ.get(name, "") for name in _PLACES if name != "AWS_PROFILE")
-    return [path for several in paths for path in several.split(os.pathsep) if path]
+    """The folders that variables of who launches name, which jobs get as well: not those of AWS, with its keys."""
+    paths = (os.environ.get(name, "") for name in _PLACES if not name.startswith("AWS_"))
+    return [str(Path(path).expanduser()) for several in paths for path in several.split(os.pathsep) if path]
 
 
 def hub_cache() -> Path:

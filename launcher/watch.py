@@ -122,7 +122,7 @@ def _look(folder: Path) -> list[Look]:
         if state == "RUNNING" and looks and looks[-1].id == job.id and looks[-1].state in ("RUNNING", "WAITING"):
             state, note = "WAITING", f"for {looks[-1].stage}"  # one job does them one after the other
         progress, left = _progress(folder, job.stage)
-        if state.startswith("FAILED"):
+        if state.startswith(("FAILED", "UNKNOWN")):
             note = _last_error(folder, job) or note
         looks.append(Look(job.stage, job.backend, job.id, state, progress, left if state == "RUNNING" else "", note))
         if job.stage == "train":

@@ -22,6 +22,12 @@ def named(folder: Path, **sections: dict[str, Any]) -> set[Path]:
     return set(folders_named(load_run(str(folder / "run.yaml"), []))) - {hub_cache()}
 
 
+@pytest.fixture(autouse=True)
+def no_places_of_who_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "XDG_CACHE_HOME", "PYTHONPATH", "SHARDTUNE_CACHE", "TRACKIO_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def test_of_files_and_globs_it_is_the_folder_and_of_what_is_not_yet_the_one_that_is(tmp_path: Path) -> None:
     for name in ("chats", "models/small", "backup", "runs"):
         (tmp_path / name).mkdir(parents=True)
