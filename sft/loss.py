@@ -93,10 +93,14 @@ class TrainedTokensLoss(torch.autograd.Function):
             for want, tensor in zip(wanted[1:], (weight, bias), strict=True)
         )
         chunk = max(16, CHUNK_LOGITS[weight.device.type] // len(weight))
+        # Logits and probabilities of all chunks are written to the same place: a CPU takes as long to be given fresh
+        # memory as for a third of the product. In half precision there is a tensor more, which would not fit beside.
+        in_place = hidden.dtype is torch.float32
+        room = hidden.new_empty(2, min(chunk, len(labels)), len(weight)) if in_place else None
         for start in range(0, len(labels), chunk):
             rows = slice(start, start + chunk)
             counts = None if label_weights is None else label_weights[rows]
-            errors = _errors(hidden[rows], weight, bias, labels[rows], counts, form, stats[:, rows], any(wanted))
+            errors = _errors(hidden[rows], weight, bias, labels[rows], counts, form, stats[:, rows], room, any(wanted))
             if errors is None:
                 continue
             if bias_grad is not None:
@@ -134,16 +138,25 @@ def _errors(
     counts: torch.Tensor | None,
     form: LogitForm,
     stats: torch.Tensor,
+    room: torch.Tensor | None,
     with_gradient: bool,
 ) -> torch.Tensor | None:
     """Of one chunk of positions the stats [3, chunk], filled in, and the gradient [chunk, V] of the output layer's
     results, float32; None where it is not wanted.
+
+    Args:
+        room: [2, ≥ chunk, V], float32: where to compute; None: in tensors of their own.
     """
     label = labels[:, None]
-    logits = form.of(F.linear(hidden, weight, bias).float())  # [chunk, V]
+    raw_room, probabilities_room = (None, None) if room is None else room[:, : len(labels)]
+    if bias is None:
+        raw = torch.mm(hidden, weight.t(), out=raw_room)
+    else:
+        raw = torch.addmm(bias, hidden, weight.t(), out=raw_room)
+    logits = form.of(raw.float())  # [chunk, V]
     best = logits.max(-1, keepdim=True)
     label_logit = logits.gather(1, label)
-    probabilities = torch.softmax(logits, -1)
+    probabilities = torch.softmax(logits, -1, out=probabilities_room)
     # log Σ exp(logits), from the largest probability: it is at least 1 / V, so its logarithm is exact enough.
     log_sum = best.values - probabilities.gather(1, best.indices).log()
     stats[0] = (log_sum - label_logit).squeeze(1)
