@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -63,11 +63,7 @@ def launch(
     """
     folder = config.folder.absolute()
     elsewhere = on in _ELSEWHERE or (on == "ray" and bool(config.cluster.ray.runs or config.cluster.ray.storage))
-    if elsewhere:
-        config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"fetch": "job"})})
-    if on != "slurm":  # elsewhere one process, or Ray, prepares
-        single = config.cluster.prepare.model_copy(update={"how": "single"})
-        config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"prepare": single})})
+    config = _as_it_runs_there(config, on, elsewhere)
     contained = config.cluster.container is not None
     variables = () if on == "local" else variables_passed_on(not elsewhere, contained)  # a script here inherits all
     chain = _chain(config, points, stages, places=not elsewhere, variables=variables)
@@ -100,13 +96,28 @@ def launch(
                 follow_sweep(run, folder)
         for line in backend.check(chain, planned):
             console.print(f"  {line}", markup=False, highlight=False)
-        for each in dict.fromkeys((folder, *chain.runs)):
-            note_launch(each)
-            for end in (each / "jobs" / "ends").glob("*.json"):
-                end.unlink()  # of an earlier launch
+        _forget_ends(dict.fromkeys((folder, *chain.runs)))
         submitted = backend.submit(chain, planned, lambda jobs: _record(chain, jobs))
         console.print(f"[green]launched[/] {_listed(submitted)} → shardtune status {folder}")
         return _facts(folder, submitted)
+
+
+def _as_it_runs_there(config: RunConfig, on: str, elsewhere: bool) -> RunConfig:
+    """With what the back end cannot do otherwise."""
+    cluster = config.cluster
+    if elsewhere:
+        cluster = cluster.model_copy(update={"fetch": "job"})
+    if on != "slurm":  # elsewhere one process, or Ray, prepares
+        cluster = cluster.model_copy(update={"prepare": cluster.prepare.model_copy(update={"how": "single"})})
+    return config.model_copy(update={"cluster": cluster})
+
+
+def _forget_ends(runs: Iterable[Path]) -> None:
+    """Of an earlier launch."""
+    for run in runs:
+        note_launch(run)
+        for end in (run / "jobs" / "ends").glob("*.json"):
+            end.unlink()
 
 
 def _chain(
