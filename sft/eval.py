@@ -17,6 +17,7 @@ from sft.attention import choose_attention
 from sft.config_model import ModelConfig
 from sft.fits import check_weights_fit
 from sft.model import PackedCausalLM, check_length, compute_dtype, load_config, load_model
+from sft.products import multiply_by_onednn
 from sft.run import TrainingRun
 from sft.scores import answer_documents, check_scores, choose_documents, score
 from sft.self_test import check_documents_are_apart
@@ -42,6 +43,8 @@ def evaluate(
     """
     _check_asked(run, answers, tasks)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        multiply_by_onednn()
     tokenizer = load_tokenizer(str(run.store.folder / "tokenizer"))
     name, loaded = _load(run, tokenizer, device, model, best, step)
     attention = choose_attention(run.model.attention, loaded.config, device)

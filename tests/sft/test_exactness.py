@@ -95,13 +95,16 @@ def start(world: World, stage: int, tied: bool, accumulation: int, sequence_para
 
     from sft.config import TrainConfig
     from sft.engine import start_engine
+    from sft.lean import keep_less
     from sft.model import PackedCausalLM
     from tests.sft.models import tiny_llama
 
+    model = tiny_llama(tied)
+    keep_less(model)
     packs = world.size * accumulation // sequence_parallel
     settings = {"packs_per_step": packs, "sequence_parallel": sequence_parallel, "max_grad_norm": 1e9}
     train = TrainConfig.model_validate({**settings, "zero": {"stage": stage}})
-    engine = start_engine(PackedCausalLM(tiny_llama(tied)), train, torch.float32, world)
+    engine = start_engine(PackedCausalLM(model), train, torch.float32, world)
     update = engine.step
 
     def note_and_update() -> None:

@@ -1,0 +1,23 @@
+"""Float32 matrix products on CPUs, by the library that makes the most of them."""
+
+import torch
+
+
+def multiply_by_onednn() -> bool:
+    """Let torch multiply float32 matrices by oneDNN, where that changes nothing but the time; say whether it does.
+
+    MKL, torch's usual choice, takes AMD's processors for ones without AVX-512: on a Zen 5 it needs twice as long. Torch
+    asks oneDNN only where bfloat16 is allowed inside of products. oneDNN makes use of that on processors with matrix
+    units (AMX) alone; on others it multiplies float32. Whether it does is tried, not read.
+    """
+    torch.set_float32_matmul_precision("medium")
+    if _is_exact():
+        return True
+    torch.set_float32_matmul_precision("highest")
+    return False
+
+
+def _is_exact() -> bool:
+    """Whether numbers that take all 24 bits come unchanged out of a product with the identity."""
+    numbers = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    return torch.equal(numbers @ torch.eye(256), numbers)
