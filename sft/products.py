@@ -1,6 +1,13 @@
 """Float32 matrix products on CPUs, by the library that makes the most of them."""
 
+import os
+
 import torch
+
+_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+"""Programs that oneDNN and torch's layer above it keep, one for each shape of a product, by the variables that they read
+at the first. Attention has new shapes with every document: a thousand programs, as many as they would keep, take 1 GiB,
+and writing one costs less than can be measured in a step."""
 
 
 def multiply_by_onednn() -> bool:
@@ -10,6 +17,8 @@ def multiply_by_onednn() -> bool:
     asks oneDNN only where bfloat16 is allowed inside of products. oneDNN makes use of that on processors with matrix
     units (AMX) alone; on others it multiplies float32. Whether it does is tried, not read.
     """
+    for name, capacity in _CACHES.items():
+        os.environ.setdefault(name, capacity)
     torch.set_float32_matmul_precision("medium")
     if _is_exact():
         return True

@@ -1,5 +1,6 @@
 """Products by oneDNN are float32's."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -39,3 +40,10 @@ def test_where_bfloat16_is_used_inside_it_is_not_chosen(monkeypatch: pytest.Monk
     assert not products._is_exact() or torch.get_float32_matmul_precision() == "highest"
     assert not multiply_by_onednn()
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_few_programs_are_kept_but_as_many_as_somebody_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LRU_CACHE_CAPACITY", raising=False)
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1000")
+    multiply_by_onednn()
+    assert (os.environ["LRU_CACHE_CAPACITY"], os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) == ("64", "1000")
