@@ -5,9 +5,9 @@ import os
 import torch
 
 _CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
-"""Programs that oneDNN and torch's layer above it keep, one for each shape of a product, by the variables that they read
-at the first. Attention has new shapes with every document: a thousand programs, as many as they would keep, take 1 GiB,
-and writing one costs less than can be measured in a step."""
+"""Programs that oneDNN and torch's layer above it keep, one for each shape of a product, by the variables that they
+read at the first. Attention has new shapes with every document: a thousand programs, as many as they would keep, take
+1 GiB, and writing one costs less than can be measured in a step."""
 
 
 def multiply_by_onednn() -> bool:
