@@ -30,7 +30,7 @@ from sft.config import TrainConfig
 from sft.config_watch import CheckpointConfig
 from sft.copies import Copies
 from sft.digests import COMMIT, describe_files, from_main, gathered
-from sft.elastic import check_convertible, layout_of, load_other_split, read_layout, state_bytes
+from sft.elastic import check_convertible, has_weights_on_disk, layout_of, load_other_split, read_layout, state_bytes
 from sft.engine import STATE_FOLDER, load_engine, save_engine
 from sft.newest import bring, newest_good_checkpoint
 from sft.progress import Progress, best_checkpoint, checkpoint_path, committed_checkpoints, read_progress
@@ -151,12 +151,13 @@ def resume(
         raise UserError(f"{path} belongs to another model: its parameters have other names or shapes; use its own")
     files = [path / f"rank-{rank:05d}.pt" for rank in range(progress.ranks)]
     own = torch.load(files[world.rank], weights_only=True) if world.rank < progress.ranks else None
-    if _is_split_alike(engine, progress, own, train, world):
+    alike = _is_split_alike(engine, progress, own, train, world)
+    if alike and not any(gathered(world, has_weights_on_disk(engine))):
         load_engine(engine, path)
-    else:
+    else:  # DeepSpeed brings no weights back to a disk, either
         written = f"{progress.ranks} rank{'s' * (progress.ranks > 1)} with ZeRO stage {progress.zero_stage}"
         check_convertible(path, train, written)
-        if world.is_main:
+        if world.is_main and not alike:
             here = f"{world.size} rank{'s' * (world.size > 1)} with stage {train.zero.stage}"
             print(f"{path} was written by {written}; its parts are put together for {here}", flush=True)
         if len(world.ranks_here) < world.size and (trouble := bring(path.name, folder, world, copies)):

@@ -21,6 +21,7 @@ import torch
 
 from data_tools.errors import UserError
 from sft.config import TrainConfig
+from sft.engine import scaler_of
 
 
 class Piece(NamedTuple):
@@ -106,6 +107,11 @@ def flat_weights(engine: Any) -> list[torch.Tensor]:
             return flat
     groups = getattr(optimizer, "fp32_groups", None) or _groups_without_zero(engine)
     return [weights for group in groups for weights in group]
+
+
+def has_weights_on_disk(engine: Any) -> bool:
+    """Whether some of the weights that this rank's model computes with are on a disk (`offload_parameters: nvme`)."""
+    return any(flat is None for flat in getattr(engine.optimizer, "fp16_partitioned_groups_flat", ()))
 
 
 def state_bytes(engine: Any) -> int:
@@ -194,11 +200,6 @@ def load_other_split(engine: Any, state: Path, layouts: list[Layout], stage: int
         scaler_of(engine.optimizer).cur_scale = saved[0].scale
 
 
-def scaler_of(optimizer: Any) -> Any:
-    """What has `cur_scale`, by which float16's losses are multiplied."""
-    return getattr(optimizer, "loss_scaler", None) or optimizer.loss_scale_config
-
-
 Places = dict[str, list[tuple[torch.Tensor, Piece]]]
 """By parameter: the flat tensors that have pieces of it."""
 
@@ -281,11 +282,8 @@ def _weights_to_model(engine: Any) -> None:
                     parameter.copy_(copy)
         case 3:
             optimizer.checkpoint_event_prologue()
-            for number, flat in enumerate(optimizer.fp16_partitioned_groups_flat):
-                flat.copy_(optimizer.fp32_partitioned_groups_flat[number])
-                parts = optimizer.fp16_partitioned_groups[number]
-                for part, values in zip(parts, optimizer.unflatten(flat, parts), strict=True):
-                    part.data = values.data
+            for number in range(len(optimizer.fp32_partitioned_groups_flat)):
+                optimizer._reassign_or_swap_out_partitioned_parameters(number)  # as after a step
             optimizer.checkpoint_event_epilogue()
         case _:
             optimizer.update_lp_params()

@@ -57,7 +57,14 @@ def start_engine(model: torch.nn.Module, train: TrainConfig, dtype: torch.dtype,
     for group in engine.optimizer.param_groups:
         peak = train.muon_learning_rate if group.get("use_muon") else None
         group["factor"] = (peak or train.learning_rate) / train.learning_rate
+    if engine.fp16_enabled():  # where it does not raise an exception of no kind, `_as_told` says it
+        scaler_of(engine.optimizer).raise_error_at_min_scale = False
     return engine
+
+
+def scaler_of(optimizer: Any) -> Any:
+    """What has `cur_scale`, by which float16's losses are multiplied."""
+    return getattr(optimizer, "loss_scaler", None) or optimizer.loss_scale_config
 
 
 def split_model(model: torch.nn.Module, settings: dict[str, Any], dtype: torch.dtype, world: World) -> None:
@@ -151,7 +158,7 @@ class StepResult:
     """[M, S, 5] `loss.sums_by_source` of the trained tokens of each of this rank's micro-batches, on the device."""
     gradient_norm: torch.Tensor
     """Global norm of the gradient before clipping, the same on all ranks, on the device; inf where it was no number,
-    0 where DeepSpeed left the step out because float16's loss scale was too large."""
+    0 where DeepSpeed left the step out because float16's loss scale was too large, and a smaller one is left."""
 
 
 def optimizer_step(
@@ -182,16 +189,25 @@ def optimizer_step(
             loss_sum += batch_loss.detach()
             stats.append(sums_by_source(batch_stats, batch.targets))
     with clock.part("optimizer"):
-        own_norm = _norm_without_zero(engine)
+        own_norm, at_smallest = _norm_without_zero(engine), _has_smallest_scale(engine)
         engine.step()
     norm = engine.get_global_grad_norm() if own_norm is None else own_norm
-    return StepResult(loss_sum, torch.stack(stats), _as_told(norm, engine, world.device))
+    return StepResult(loss_sum, torch.stack(stats), _as_told(norm, engine, world.device, at_smallest))
 
 
-def _as_told(norm: Any, engine: DeepSpeedEngine, device: torch.device) -> torch.Tensor:
+def _has_smallest_scale(engine: DeepSpeedEngine) -> bool:
+    """Whether float16's losses are scaled as little as they can be: what overflows then is left out for ever."""
+    if not engine.fp16_enabled():
+        return False
+    scaler = scaler_of(engine.optimizer)
+    smallest = getattr(scaler, "min_scale", None) or getattr(scaler, "min_loss_scale", None)
+    return smallest is not None and scaler.cur_scale <= smallest
+
+
+def _as_told(norm: Any, engine: DeepSpeedEngine, device: torch.device, at_smallest: bool) -> torch.Tensor:
     """DeepSpeed's norm as `StepResult` has it; DeepSpeed says -1 or nan where the gradient is no number."""
     if engine.fp16_enabled() and engine.optimizer.overflow:
-        return torch.zeros((), device=device)
+        return torch.full((), torch.inf if at_smallest else 0.0, device=device)
     norm = torch.as_tensor(norm, dtype=torch.float32, device=device)
     return torch.where(norm >= 0, norm, torch.inf)
 
