@@ -19,6 +19,8 @@ from sft.sequence import SequenceGroup, all_heads, all_tokens
 
 PACKED = "shardtune_packed"
 """The name to give to `model.set_attn_implementation`."""
+OLDEST_GPU = (8, 0)
+"""Compute capability (Ampere's) from which on that kernel runs; V100 and T4 attend document by document."""
 LARGEST_HEAD = 256
 """What PyTorch's kernel for rows of several documents takes (flash_api.cpp)."""
 
@@ -107,8 +109,9 @@ def packed_attention(
 
 
 def _has_kernel(query: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether PyTorch's kernel for rows of several documents takes this type and size of heads."""
-    return query.dtype in (torch.bfloat16, torch.float16) and value.shape[-1] <= query.shape[-1] <= LARGEST_HEAD
+    """Whether PyTorch's kernel for rows of several documents takes these heads, and runs on this GPU."""
+    takes = query.dtype in (torch.bfloat16, torch.float16) and value.shape[-1] <= query.shape[-1] <= LARGEST_HEAD
+    return takes and torch.cuda.get_device_capability(query.device) >= OLDEST_GPU
 
 
 def _document(
@@ -168,7 +171,8 @@ def even_heads(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Heads of one size, a multiple of eight, as the kernel wants them: zeros change no score and no result."""
     width = max(tensor.shape[-1] for tensor in tensors)
     width += -width % 8
-    return tuple(F.pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors)
+    # Padding by nothing would be a copy.
+    return tuple(t if t.shape[-1] == width else F.pad(t, (0, width - t.shape[-1])) for t in tensors)
 
 
 def repeat_heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:

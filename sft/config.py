@@ -138,6 +138,8 @@ class TrainConfig(Section):
             raise ValueError("optimizer=muon needs weights in float32; leave out pure_bfloat16")
         if self.muon_learning_rate is not None and self.optimizer != "muon":
             raise ValueError("muon_learning_rate needs optimizer=muon")
+        if self.optimizer == "adamw_8bit" and self.zero.offload_parameters == "nvme":
+            raise ValueError("optimizer=adamw_8bit cannot go on after a stop with offload_parameters=nvme; set cpu")
         if self.pure_bfloat16 and self.zero.stage == 0:
             raise ValueError("pure_bfloat16 needs zero.stage 1, 2 or 3")
         if self.pure_bfloat16 and self.zero.offload_optimizer:
@@ -165,6 +167,10 @@ OWN_SETTINGS = {
     "data_types.grad_accum_dtype": "train.gradient_dtype says it",
     "activation_checkpointing": "train.activation_checkpointing says it",
     "compile": "train.compile says it",
+    "checkpoint": "a checkpoint is committed when all of it is written",
+    "datastates": "a checkpoint is committed when all of it is written",
+    "nebula": "a checkpoint is committed when all of it is written",
+    "tensor_parallel": "ranks have packs of their own, or train.sequence_parallel shares them",
     "gradient_allreduce_op": "the loss is scaled for a mean over ranks",
     "managed_gradient_accumulation": "shardtune counts on it",
     "zero_allow_untested_optimizer": "shardtune chooses the optimizer",

@@ -14,24 +14,35 @@ _BYTES_NF4 = 0.57
 
 
 def check_weights_fit(
-    config: ModelConfig, model_config: PretrainedConfig, dtype: torch.dtype, device: torch.device, parts: int = 1
+    config: ModelConfig,
+    model_config: PretrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    parts: int = 1,
+    ranks: int = 1,
+    free: int | None = None,
 ) -> None:
-    """Compare the bytes of a model's weights with the free memory of a rank's device.
+    """Compare the bytes of a model's weights with the free memory of a device.
 
     Gradients, optimizer and activations come on top.
 
     Args:
         parts: into which ZeRO-3 splits them, one of which is on the device.
+        ranks: that each hold them in this memory.
+        free: bytes that are free; None: what is free now.
 
     Raises:
         UserError: the weights alone do not fit.
     """
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    if free is None:
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     needed = weight_bytes(config, model_config, dtype) / parts
-    if free is not None and needed > free:
+    if free is not None and needed * ranks > free:
+        for_each = f" for each of the {ranks} ranks of this machine" if ranks > 1 else " a rank" * (parts > 1)
         raise UserError(
-            f"the weights of {config.path or 'model.config'} take {needed / 1e9:,.1f} GB{' a rank' * (parts > 1)}, and "
+            f"the weights of {config.path or 'model.config'} take {needed / 1e9:,.1f} GB{for_each}, and "
             f"this {device.type} has {free / 1e9:,.1f} GB free; choose a smaller model, or a machine with more memory"
+            + (", or set train.zero.stage=3, which loads them once" if ranks > 1 else "")
             + ("" if config.quantize else ", or set model.lora with model.quantize=nf4")
         )
 

@@ -91,7 +91,8 @@ def forecast_memory(
     if train.zero.stage == 3:
         gathered = min(sum(sizes), GATHERED) * dtype.itemsize
         parameters = (0 if train.zero.offload_parameters else parameters // ranks) + gathered
-    keep_less(empty)
+    if not (train.compile or train.liger):
+        keep_less(empty)
     activations = _activations(PackedCausalLM(empty, _COUNTED), train, tokens // train.sequence_parallel)
     return MemoryForecast(
         parameters,

@@ -156,11 +156,17 @@ def load_model(
                 config=model_config,
                 dtype=dtype,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, in a line
                 **code_arguments(config),
                 **quantization(config, dtype),
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"model.path: cannot load {config.path}: {str(error).splitlines()[0]}") from None
+        for name, found, needed in sorted(loading["mismatched_keys"]):
+            raise UserError(
+                f"model.path: {name} in {config.path} has the shape {list(found)}, and its config.json says "
+                f"{list(needed)}; bring back the one that belongs to the other"
+            )
         if missing := sorted(loading["missing_keys"]):
             raise UserError(f"model.path: {config.path} lacks {len(missing)} weights, among them {missing[0]}")
         model.name_or_path = model.config.name_or_path = config.path  # adapters name it, not a folder of this machine

@@ -32,7 +32,9 @@ def _explain(bad: BadLoss, step: int, run: TrainingRun, ranks: int) -> str:
         return (
             f"step {step}: the loss of all packs is {value}: the weights went wrong before; lower train.learning_rate"
         )
-    share = run.plan.micro_batches(step - 1, bad.rank, ranks, run.train.packs_per_micro_batch)[bad.micro_batch]
+    shared = run.train.sequence_parallel  # by so many ranks in turn
+    of_rank = run.plan.micro_batches(step - 1, bad.rank // shared, ranks // shared, run.train.packs_per_micro_batch)
+    share = of_rank[bad.micro_batch]
     documents = make_batch(run.store, run.plan.train, share).documents.tolist()
     rows: dict[int, set[int]] = {}
     for source, row in map(run.store.place, documents):

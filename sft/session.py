@@ -92,15 +92,16 @@ class Session:
         return progress
 
     def _check_base(self, progress: Progress) -> None:
-        """A checkpoint of adapters has not the weights below them: do they still compute what they did?"""
-        if self.run.model.lora is None:
-            return
+        """Does the model compute what it did? Of its configuration, and of the weights below adapters, a checkpoint
+        has nothing.
+        """
         saved = torch.load(checkpoint_path(self.run.checkpoints, progress.step) / "probe.pt", weights_only=True)
         now = probe_logits(self.engine.module, self.run.store, self.world.device)
         if not same_logits(now["logits"], saved):
+            changed = "configuration was" if self.run.model.lora is None else "weights or configuration were"
             raise UserError(
-                f"{self.run.model.path} computes something else than when {self.run.folder} was trained on it: its "
-                f"weights were changed; bring them back, or start another run with name=NAME"
+                f"{self.run.model.path or 'model.config'} computes something else than when {self.run.folder} was "
+                f"trained on it: its {changed} changed; bring them back, or start another run with name=NAME"
             )
 
     def _track(self, progress: Progress) -> Progress:
@@ -181,6 +182,7 @@ class Session:
             self.world.device,
             synced,
             self._between,
+            self._alive,
         )
         if validation:
             self.record.log({"step": step, **validation})
@@ -188,8 +190,11 @@ class Session:
         self.record.samples(step, answers)
         return replace(progress, evaluated=True)
 
-    def _between(self) -> None:
+    def _alive(self) -> None:
         self.heart.progress("evaluating")
+
+    def _between(self) -> None:
+        self._alive()
         self.stop.abandon_if_asked()
 
     def save(self, progress: Progress) -> None:

@@ -1,9 +1,10 @@
 """From a run's folder to a run in memory: what cannot be is refused before anything is loaded."""
 
+import socket
 from collections.abc import Callable
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from data_tools.chat import ChatTemplate
 from data_tools.errors import UserError
@@ -11,8 +12,9 @@ from data_tools.tokenizer import load_tokenizer, template_of
 from sft.adapter import fill_adapters
 from sft.attention import check_heads, choose_attention
 from sft.copies import Copies
+from sft.digests import gathered
 from sft.engine import check_offload, start_engine
-from sft.fits import check_weights_fit
+from sft.fits import check_weights_fit, free_memory
 from sft.heartbeat import Heart
 from sft.hollow import hollow_model, share_what_is_no_parameter
 from sft.layers import check_compiler, check_liger, compile_layers, forget_activations, use_liger
@@ -40,10 +42,7 @@ def _load(run: TrainingRun, tokenizer: PreTrainedTokenizerBase, dtype: torch.dty
     check_quantize(model, run.train.zero.stage, world.device)
     is_split = run.train.zero.stage == 3
     model_config = load_config(model, tokenizer, vocab_size, added)
-    if is_split and world.is_main:
-        check_weights_fit(model, model_config, dtype, torch.device("cpu"))
-    if not is_split or (world.device.type == "cuda" and run.train.zero.offload_parameters is None):
-        check_weights_fit(model, model_config, dtype, world.device, world.size if is_split else 1)
+    _check_memory(run, model_config, dtype, world)
     if is_split and not world.is_main:
         loaded = hollow_model(model, tokenizer, vocab_size, added, dtype)
     else:
@@ -55,6 +54,21 @@ def _load(run: TrainingRun, tokenizer: PreTrainedTokenizerBase, dtype: torch.dty
     if is_split:
         share_what_is_no_parameter(loaded, world)
     return loaded
+
+
+def _check_memory(run: TrainingRun, model_config: PretrainedConfig, dtype: torch.dtype, world: World) -> None:
+    """Is there memory for the weights where they are read, and where they are used? All ranks call it."""
+    cpu, is_split = torch.device("cpu"), run.train.zero.stage == 3
+    if is_split and world.is_main:  # it reads for all
+        check_weights_fit(run.model, model_config, dtype, cpu)
+    if world.device.type == "cuda" and run.train.zero.offload_parameters is None:
+        check_weights_fit(run.model, model_config, dtype, world.device, world.size if is_split else 1)
+    if world.device.type == "cpu" and not is_split:
+        host = socket.gethostname()
+        told = gathered(world, (host, free_memory()))  # before any rank has begun to read
+        here = [free for name, free in told if name == host]
+        least = None if None in here else min(here)
+        check_weights_fit(run.model, model_config, dtype, cpu, ranks=len(here), free=least)
 
 
 def start_session(run: TrainingRun, world: World, signalled: Callable[[], bool]) -> Session:
@@ -93,7 +107,7 @@ def start_session(run: TrainingRun, world: World, signalled: Callable[[], bool])
     check_heads(loaded.config, attention, run.train.sequence_parallel)
     check_muon(loaded, run.train)
     use_liger(loaded, run.train)
-    if not run.train.compile:  # a program decides by itself what it keeps
+    if not (run.train.compile or run.train.liger):  # programs and kernels decide by themselves what they keep
         keep_less(loaded)
     model = PackedCausalLM(loaded, attention, run.train.neftune_alpha)
     check_length(model.model.config, run.plan.settings.max_length)

@@ -34,3 +34,11 @@ def test_a_model_too_large_is_refused() -> None:
     with pytest.raises(UserError, match=r"weights of m take .* GB, and this cpu has .* GB free; choose a smaller"):
         check_weights_fit(ModelConfig(path="m"), config, torch.bfloat16, CPU)
     check_weights_fit(ModelConfig(path="m"), tiny_llama(True).config, torch.float32, CPU)
+
+
+def test_all_ranks_of_a_machine_need_their_own() -> None:
+    config = tiny_llama(True).config
+    free = 5 * weight_bytes(ModelConfig(path="m"), config, torch.float32) // 2
+    check_weights_fit(ModelConfig(path="m"), config, torch.float32, CPU, ranks=2, free=free)
+    with pytest.raises(UserError, match=r"for each of the 3 ranks of this machine, .* or set train\.zero\.stage=3"):
+        check_weights_fit(ModelConfig(path="m"), config, torch.float32, CPU, ranks=3, free=free)

@@ -13,6 +13,7 @@ from data_tools.plan import PackPlan
 from data_tools.store import TokenStore
 from sft.config import TrainConfig
 from sft.layers import check_compiler, check_liger, compile_layers, forget_activations
+from sft.lean import keep_less
 from sft.world import World
 from tests.ranks import run_ranks
 from tests.sft.models import tiny_llama
@@ -30,6 +31,7 @@ def steps(world: World, store: str, plan: str) -> dict[str, dict[str, Any]]:
                 layer.self_attn.attention_dropout = 0.1
                 layer.mlp.register_forward_pre_hook(partial(count, calls, number))
             train = settings(stage, activation_checkpointing=setting)
+            keep_less(model)  # as a run does
             forget_activations(model, train)
             seen = two_steps(model, train, world, store, plan)
             report[str(stage)][str(setting)] = {"seen": [value.hex() for value in seen], "calls": calls}

@@ -26,6 +26,7 @@ from sft.self_test import check_documents_are_apart
 from sft.world import World
 from tests.ranks import run_ranks
 from tests.sft.models import tiny_llama
+from tests.sft.runs import plan_run
 
 NEW = ["<|think|>", "<|/think|>"]
 
@@ -293,6 +294,19 @@ def test_another_base_is_noticed(store: TokenStore, chat_file: Path, tmp_path: P
     assert "computes something else than when" in said
     with pytest.raises(UserError, match="logits differ from the trained model's"):
         export_model(TrainingRun.open(run))
+
+
+def test_another_configuration_is_noticed(store: TokenStore, chat_file: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    tiny_llama(tied=True).save_pretrained(base)
+    model, train = {"path": str(base), "dtype": "float32"}, {"max_steps": 2, "packs_per_step": 4}
+    run = plan_run(tmp_path / "run", store, chat_file, 1, model=model, train=train)
+    assert run_ranks(1, "tests.sft.test_lora:train_run", run=str(run), resuming=False) == [0]
+    config = json.loads((base / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 7.0
+    (base / "config.json").write_text(json.dumps(config))
+    (said,) = run_ranks(1, "tests.sft.test_lora:resume_on_another_base", run=str(run))
+    assert "computes something else than when" in said and "its configuration was changed" in said
 
 
 def train_on_4_bits(world: World, base: str, folder: str) -> dict[str, Any]:

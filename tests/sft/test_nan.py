@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from datetime import date
 
 import numpy as np
@@ -52,6 +53,20 @@ def test_the_documents_of_the_micro_batch_are_named(run: TrainingRun) -> None:
     assert named is not None
     found = {part.split(": ")[0]: set(map(int, part.split(": ")[1].split(", "))) for part in named[1].split("; ")}
     assert found == expected
+
+
+def test_ranks_that_share_a_row_have_the_same_documents(run: TrainingRun) -> None:
+    """Ranks 2 and 3 of four are the second pair: what rank 1 of two would have."""
+    shared = replace(run, train=run.train.model_copy(update={"sequence_parallel": 2}))
+
+    def message(of: TrainingRun, rank: int, ranks: int) -> str:
+        with pytest.raises(UserError) as error:
+            check_finite(summary([1.0, math.inf], BadLoss(1, rank, 1, is_nan=True, everywhere=False)), 4, of, ranks)
+        return str(error.value)
+
+    alone = message(run, 1, 2)
+    for rank in (2, 3):
+        assert message(shared, rank, 4) == alone.replace("of rank 1", f"of rank {rank}")
 
 
 def test_where_every_loss_is_bad_no_document_is_blamed(run: TrainingRun) -> None:
