@@ -1,10 +1,12 @@
 """Training steps on one GPU: ours, TRL's, and TRL's with Liger, on the same packs of random tokens.
 
-    python -m tests.benchmarks.gpu_step [--models NAME …] [--lengths 8192 32768] [--trl] [--json FILE]
+    python -m tests.benchmarks.gpu_step [--models NAME …] [--lengths 8192 32768] [--trl] [--longest] [--json FILE]
     python -m tests.benchmarks.gpu_step --small                # on a CPU: whether it runs
 
 Needs torch, transformers, deepspeed and pyarrow; for `--trl` also trl 1.16, datasets and liger-kernel. Every case runs
-in a process of its own and prints one line of JSON: tokens/s, MFU, peak memory; out of memory is a result.
+in a process of its own and prints one line of JSON: tokens/s, MFU, peak memory, the parts of our step; out of memory is
+a result. Besides: the loss head against its three products, attention against its operations, and with `--longest` the
+longest row that fits, doubled from the longest of `--lengths`.
 MFU counts what has to be computed: layers on all tokens, the head on trained ones, attention within documents.
 """
 
@@ -25,6 +27,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import is_flash_attn_2_available
 
 from sft.flops import peak_of_name
+from tests.benchmarks.gpu_parts import attention, loss_head
+
+PARTS = {"loss head": loss_head, "attention": attention}
 
 SHAPES: dict[str, dict[str, Any]] = {
     "small": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -85,8 +90,8 @@ def operations(config: LlamaConfig, documents: list[tuple[np.ndarray[Any, Any], 
 
 
 def ours(model: LlamaForCausalLM, packs: list[Any], learning_rate: float, recompute: bool) -> Any:
-    """A function that makes one of our steps on a pack. Weights, gradients and states are in the model's type alone, as
-    in TRL's trainer without ZeRO.
+    """A function that makes one of our steps on a pack, and the clock of its parts. Weights, gradients and states are
+    in the model's type alone, as in TRL's trainer without ZeRO.
     """
     from sft.batches import Batch, Targets
     from sft.clock import Clock
@@ -142,8 +147,9 @@ def ours(model: LlamaForCausalLM, packs: list[Any], learning_rate: float, recomp
     def step(number: int) -> None:
         batch = batches[number]
         optimizer_step(engine, [batch], float(len(batch.targets.labels)), learning_rate, world, clock)
+        clock.step_is_done()
 
-    return step
+    return step, clock
 
 
 def trl(model: LlamaForCausalLM, packs: list[Any], learning_rate: float, liger: bool, recompute: bool) -> list[float]:
@@ -216,34 +222,37 @@ def one_case(name: str, length: int, who: str, steps: int, recompute: bool) -> d
         **{"vocab_size": 1024, **SHAPES[name]}, tie_word_embeddings=True, max_position_embeddings=length
     )
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    gpu = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    facts = {"device": gpu, "torch": torch.__version__}
+    if who in PARTS:
+        return PARTS[who](config, documents_of(length, config.vocab_size, 0), dtype, device) | facts
     with torch.device(device):
         model = LlamaForCausalLM._from_config(config, dtype=dtype)
     packs = [documents_of(length, config.vocab_size, seed) for seed in range(steps)]
     if who == "ours":
-        step, seconds = ours(model, packs, 1e-4, recompute), []
+        (step, clock), seconds = ours(model, packs, 1e-4, recompute), []
         for number in range(steps):
             started = time.perf_counter()
             step(number)
             wait(device)
             seconds.append(time.perf_counter() - started)
-        seconds = seconds[1:]
+        seconds, parts = seconds[1:], clock.read()[1]
     else:
         if is_flash_attn_2_available():
             model.set_attn_implementation("flash_attention_2")
-        seconds = trl(model, packs, 1e-4, liger=who == "trl + liger", recompute=recompute)
+        seconds, parts = trl(model, packs, 1e-4, liger=who == "trl + liger", recompute=recompute), None
     median = sorted(seconds[1:])[len(seconds[1:]) // 2]
     flops = float(np.median([operations(config, pack) for pack in packs]))
-    gpu = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     peak = peak_of_name(gpu)
     return {
         "tokens_per_second": length / median,
         "step_seconds": median,
+        "parts": parts,
         "mfu": flops / median / peak if peak else None,
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
         "attention": model.config._attn_implementation,
         "activation_checkpointing": recompute,
-        "device": gpu,
-        "torch": torch.__version__,
+        **facts,
     }
 
 
@@ -253,6 +262,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=["SmolLM2-135M", "1B", "SmolLM3-3B"])
     parser.add_argument("--lengths", nargs="*", type=int, default=[8192, 32768])
     parser.add_argument("--trl", action="store_true")
+    parser.add_argument("--longest", action="store_true")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--activation-checkpointing", action="store_true")
     parser.add_argument("--small", action="store_true")
@@ -264,25 +274,37 @@ def main() -> None:
         print(json.dumps(one_case(name, int(length), who, options.steps, options.activation_checkpointing)))
         return
     models, lengths = (["small"], [256]) if options.small else (options.models, options.lengths)
+    trainers = ["ours", "trl", "trl + liger"] if options.trl else ["ours"]
+    flags = ["--activation-checkpointing"] if options.activation_checkpointing else []
     results = []
+
+    def measure(model: str, length: int, who: str, steps: int) -> bool:
+        case = {"model": model, "length": length, "who": who, **apart(model, length, who, steps, flags)}
+        results.append(case)
+        print(json.dumps(case), flush=True)
+        return "error" not in case
+
     for model in models:
         for length in lengths:
-            for who in ("ours", "trl", "trl + liger") if options.trl else ("ours",):
-                command = [sys.executable, "-m", "tests.benchmarks.gpu_step", "--steps", str(options.steps)]
-                command += ["--activation-checkpointing"] if options.activation_checkpointing else []
-                done = subprocess.run(
-                    [*command, "--case", model, str(length), who], capture_output=True, text=True, check=False
-                )
-                case: dict[str, Any] = {"model": model, "length": length, "who": who}
-                if done.returncode:
-                    full = "out of memory" in done.stderr.lower()
-                    case["error"] = "out of memory" if full else done.stderr.strip().splitlines()[-1:]
-                else:
-                    case |= json.loads(done.stdout.strip().splitlines()[-1])
-                results.append(case)
-                print(json.dumps(case), flush=True)
+            for who in (*trainers, *PARTS):
+                measure(model, length, who, options.steps)
+        for who in trainers if options.longest else ():
+            length = max(lengths)
+            while measure(model, 2 * length, who, 3):
+                length *= 2
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def apart(model: str, length: int, who: str, steps: int, flags: list[str]) -> dict[str, Any]:
+    """A case in a process of its own: what it found, or its error."""
+    command = [sys.executable, "-m", "tests.benchmarks.gpu_step", "--steps", str(steps), *flags]
+    done = subprocess.run([*command, "--case", model, str(length), who], capture_output=True, text=True, check=False)
+    if done.returncode:
+        full = "out of memory" in done.stderr.lower()
+        return {"error": "out of memory" if full else done.stderr.strip().splitlines()[-1:]}
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
 
 
 if __name__ == "__main__":
