@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -75,7 +74,7 @@ def attention(config: LlamaConfig, documents: Documents, dtype: torch.dtype, dev
 
     def both() -> None:
         attended, _ = packed_attention(
-            SimpleNamespace(), query, key, value, None, cu_seq_lens_q=borders, max_length_q=max(lengths)
+            torch.nn.Module(), query, key, value, None, cu_seq_lens_q=borders, max_length_q=max(lengths)
         )
         attended.backward(gradient)
         query.grad = key.grad = value.grad = None
