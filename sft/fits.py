@@ -42,8 +42,8 @@ def check_weights_fit(
         raise UserError(
             f"the weights of {config.path or 'model.config'} take {needed / 1e9:,.1f} GB{for_each}, and "
             f"this {device.type} has {free / 1e9:,.1f} GB free; choose a smaller model, or a machine with more memory"
-            + (", or set train.zero.stage=3, which loads them once" if ranks > 1 else "")
-            + ("" if config.quantize else ", or set model.lora with model.quantize=nf4")
+            + (", or set train.zero.stage=3, which loads them once" if needed <= free < needed * ranks else "")
+            + ("" if config.quantize or config.path is None else ", or set model.lora with model.quantize=nf4")
         )
 
 

@@ -33,6 +33,8 @@ def test_a_model_too_large_is_refused() -> None:
     config = AutoConfig.for_model("llama", hidden_size=16384, intermediate_size=53248, num_hidden_layers=1260)
     with pytest.raises(UserError, match=r"weights of m take .* GB, and this cpu has .* GB free; choose a smaller"):
         check_weights_fit(ModelConfig(path="m"), config, torch.bfloat16, CPU)
+    with pytest.raises(UserError, match=r"for each of the 2 ranks of this machine, .* a machine with more memory$"):
+        check_weights_fit(ModelConfig(config={"architecture": "llama"}), config, torch.bfloat16, CPU, ranks=2)
     check_weights_fit(ModelConfig(path="m"), tiny_llama(True).config, torch.float32, CPU)
 
 
