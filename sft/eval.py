@@ -43,10 +43,10 @@ def evaluate(
     """
     _check_asked(run, answers, tasks)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        multiply_by_onednn()
     tokenizer = load_tokenizer(str(run.store.folder / "tokenizer"))
     name, loaded = _load(run, tokenizer, device, model, best, step)
+    if device.type == "cpu":
+        multiply_by_onednn(loaded.config.get_text_config().hidden_size)
     attention = choose_attention(run.model.attention, loaded.config, device)
     packed = PackedCausalLM(loaded, attention).to(device)
     check_documents_are_apart(packed, device, alone=run.plan.settings.packing == "none")

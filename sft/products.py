@@ -10,13 +10,22 @@ read at the first. Attention has new shapes with every document: a thousand prog
 1 GiB, and writing one costs less than can be measured in a step."""
 
 
-def multiply_by_onednn() -> bool:
+LEAST_WIDTH = 256
+"""Hidden sizes from which on oneDNN is faster: what it does for each product takes a third of a step at 64."""
+
+
+def multiply_by_onednn(width: int = LEAST_WIDTH) -> bool:
     """Let torch multiply float32 matrices by oneDNN, where that changes nothing but the time; say whether it does.
 
     MKL, torch's usual choice, takes AMD's processors for ones without AVX-512: on a Zen 5 it needs twice as long. Torch
     asks oneDNN only where bfloat16 is allowed inside of products. oneDNN makes use of that on processors with matrix
     units (AMX) alone; on others it multiplies float32. Whether it does is tried, not read.
+
+    Args:
+        width: hidden size of the model.
     """
+    if width < LEAST_WIDTH:
+        return False
     for name, capacity in _CACHES.items():
         os.environ.setdefault(name, capacity)
     torch.set_float32_matmul_precision("medium")

@@ -23,6 +23,7 @@ from sft.lora import add_lora, check_packages, check_quantize, trains_embeddings
 from sft.model import PackedCausalLM, check_length, compute_dtype, load_config, load_model, model_hash
 from sft.node_local import find_ranks_here, keepers_of
 from sft.optimizers import check_muon
+from sft.products import multiply_by_onednn
 from sft.record import RunRecord
 from sft.run import TrainingRun
 from sft.self_test import check_documents_are_apart
@@ -103,6 +104,8 @@ def start_session(run: TrainingRun, world: World, signalled: Callable[[], bool])
     tokenizer = load_tokenizer(str(run.store.folder / "tokenizer"))
     template = ChatTemplate(template_of(tokenizer), tokenizer.special_tokens_map, run.template_date)
     loaded = _load(run, tokenizer, dtype, world)
+    if world.device.type == "cpu":
+        multiply_by_onednn(loaded.config.get_text_config().hidden_size)
     attention = choose_attention(run.model.attention, loaded.config, world.device)
     check_heads(loaded.config, attention, run.train.sequence_parallel)
     check_muon(loaded, run.train)

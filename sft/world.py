@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 
 from data_tools.errors import UserError
-from sft.products import multiply_by_onednn
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,6 @@ def join_world(timeout: float = 600) -> World:
         torch.cuda.set_device(device)
     else:
         device, backend = torch.device("cpu"), "gloo"
-        multiply_by_onednn()
     longest = timedelta(seconds=timeout)
     if not dist.is_initialized():  # Ray Train has done it
         dist.init_process_group(backend, rank=rank, world_size=size, timeout=longest)

@@ -21,6 +21,7 @@ from sft.config_model import ModelConfig
 from sft.engine import optimizer_step, start_engine
 from sft.lean import keep_less
 from sft.model import PackedCausalLM, compute_dtype, load_model
+from sft.products import multiply_by_onednn
 from sft.world import join_world
 
 
@@ -44,6 +45,7 @@ def main() -> None:
     settings = ModelConfig(path=model_folder, dtype="float32")
     dtype = compute_dtype(settings, world.device)
     loaded = load_model(settings, tokenizer, store.vocab_size, store.added_tokens, dtype, 0)
+    multiply_by_onednn(loaded.config.hidden_size)
     keep_less(loaded)
     model = PackedCausalLM(loaded)
     # One process has nobody to share with: ZeRO would only keep the weights twice.

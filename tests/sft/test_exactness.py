@@ -97,9 +97,11 @@ def start(world: World, stage: int, tied: bool, accumulation: int, sequence_para
     from sft.engine import start_engine
     from sft.lean import keep_less
     from sft.model import PackedCausalLM
+    from sft.products import multiply_by_onednn
     from tests.sft.models import tiny_llama
 
     model = tiny_llama(tied)
+    multiply_by_onednn()
     keep_less(model)
     packs = world.size * accumulation // sequence_parallel
     settings = {"packs_per_step": packs, "sequence_parallel": sequence_parallel, "max_grad_norm": 1e9}

@@ -42,6 +42,12 @@ def test_where_bfloat16_is_used_inside_it_is_not_chosen(monkeypatch: pytest.Monk
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+def test_small_models_stay_with_mkl() -> None:
+    torch.set_float32_matmul_precision("highest")
+    assert not multiply_by_onednn(64)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_few_programs_are_kept_but_as_many_as_somebody_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LRU_CACHE_CAPACITY", raising=False)
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1000")
