@@ -77,10 +77,11 @@ class Site:
         facts = json.loads(self.shardtune("launch", config, "--on", "slurm", "--json", *arguments).stdout)
         return {job["stage"]: job["id"] for job in facts["jobs"]}
 
-    def wait(self, job: str, seconds: float = 300) -> str:
-        """Until a job is over; returns Slurm's word for how."""
+    def wait(self, job: str, how: str = "COMPLETED", seconds: float = 300) -> None:
+        """Until a job is over, in this way by Slurm's word."""
         over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
-        return str(self.until(lambda: found if (found := self.state(job)) in over else None, seconds))
+        found = self.until(lambda: found if (found := self.state(job)) in over else None, seconds)
+        assert found == how, f"job {job} is {found}, not {how}{self.logs()}"
 
     def state(self, job: str) -> str:
         return str(self.slurm.run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T"))
@@ -99,7 +100,9 @@ class Site:
         return jobs
 
     def logs(self) -> str:
-        return "".join(f"\n{path}\n{path.read_text('utf-8')[-3000:]}" for path in self.folder.glob("runs/*/logs/*.out"))
+        """The last lines of all jobs, and what their starts led to."""
+        told = [*self.folder.glob("runs/*/logs/*.out"), *self.folder.glob("runs/*/jobs/attempts.jsonl")]
+        return "".join(f"\n{path}\n{path.read_text('utf-8')[-3000:]}" for path in told)
 
     def attempts(self, name: str) -> list[dict[str, Any]]:
         """Those since it was launched last."""
@@ -125,7 +128,7 @@ def test_a_chain_completes(site: Site) -> None:
     rank = site.until(lambda: _ranks(site.folder / "runs" / "whole"))[0]
     assert f"WANDB_API_KEY={SECRET}" in Path(f"/proc/{rank}/environ").read_text("utf-8")
     assert SECRET not in _everything_visible(site, jobs)
-    assert site.wait(jobs["export"]) == "COMPLETED"
+    site.wait(jobs["export"])
     looks = json.loads(site.shardtune("status", "whole", "--json").stdout)["jobs"]
     assert [(look["stage"], look["state"]) for look in looks] == [
         ("fetch", "COMPLETED"),
@@ -171,7 +174,7 @@ def test_a_run_survives_kills_and_limits_bit_for_bit(site: Site) -> None:
     steps = {"max_steps": 1500, "log_every": 1}  # the line of a stopped step would divide an interval
     often = {"every": 200}
     whole = site.launch(site.write("calm", train=steps, checkpoint=often), "--stages", "prepare,train")
-    assert site.wait(whole["train"]) == "COMPLETED"
+    site.wait(whole["train"])
     limited = {"time": "00:01:00", "lead": 10}
     changes = {"train": steps, "checkpoint": often, "data": {"store": str(site.folder / "runs" / "calm" / "tokens")}}
     config = site.write("rough", **changes, cluster={"nodes": 2, "cpus_per_rank": 1, **limited})
@@ -182,7 +185,7 @@ def test_a_run_survives_kills_and_limits_bit_for_bit(site: Site) -> None:
     killed = time.monotonic()
     site.until(lambda: len(site.attempts("rough")) > 1)
     assert time.monotonic() - killed < 10
-    assert site.wait(job, 400) == "COMPLETED"
+    site.wait(job, seconds=400)
     ends = [line["why"] for line in site.attempts("rough") if "end" in line]
     assert ends[0] == "failed"
     assert ends[-1] == "finished"
@@ -197,7 +200,7 @@ def test_a_time_limit_leads_to_a_checkpoint_and_back_into_the_queue(site: Site) 
     limited = {"nodes": 2, "cpus_per_rank": 1, "time": "00:01:00", "lead": 15, "requeue": {"max_stops": 1}}
     config = site.write("limited", train={"max_steps": 100_000, "log_every": 100}, cluster=limited)
     job = site.launch(config, "--stages", "prepare,train")["train"]
-    assert site.wait(job, 400) == "FAILED"  # no more stops are allowed
+    site.wait(job, "FAILED", seconds=400)  # no more stops are allowed
     history = site.attempts("limited")
     assert [(line.get("why"), line.get("code")) for line in history] == [(None, None), ("stopped", 85)] * 2
     assert history[1]["step"] == history[2]["step"] >= 1  # Slurm's warning may come a minute early
@@ -220,7 +223,7 @@ def test_a_rank_that_is_held_up_until_the_limit_is_late_but_goes_on(site: Site) 
     assert site.attempts("late")[1]["code"] == 85
     assert site.attempts("late")[2]["step"] >= 3
     site.shardtune("cancel", "late")
-    assert site.wait(job) == "CANCELLED"
+    site.wait(job, "CANCELLED")
 
 
 def test_a_preempted_run_saves_and_goes_on(site: Site) -> None:
@@ -229,8 +232,8 @@ def test_a_preempted_run_saves_and_goes_on(site: Site) -> None:
     job = site.launch(config, "--stages", "prepare,train")["train"]
     site.until(lambda: (site.folder / "runs" / "polite" / "checkpoints" / "step-00000003").exists())
     urgent = site.slurm.submit("--partition=main", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 5")
-    assert site.wait(urgent) == "COMPLETED"
-    assert site.wait(job) == "COMPLETED"
+    site.wait(urgent)
+    site.wait(job)
     history = site.attempts("polite")
     assert [(line.get("why"), line.get("code")) for line in history] == [
         (None, None),
@@ -249,8 +252,8 @@ def test_a_crash_loop_stops_after_one_start_and_cancels_what_waits(site: Site) -
         "prepare": {"cpus": 1},
     }
     jobs = site.launch(site.write("crashing", cluster=no_network))
-    assert site.wait(jobs["train"]) == "FAILED"
-    assert site.wait(jobs["export"]) == "CANCELLED"
+    site.wait(jobs["train"], "FAILED")
+    site.wait(jobs["export"], "CANCELLED")
     assert [line.get("why", "begin") for line in site.attempts("crashing")] == ["begin", "failed"]
     assert "giving up" in site.shardtune("logs", "crashing", "--stage", "train").stdout
     states = {look["stage"]: look["state"] for look in site.status("crashing")}
@@ -261,7 +264,7 @@ def test_a_mistake_is_not_tried_again_and_status_says_it(site: Site) -> None:
     """A checkpoint was committed before, but the same would come of another start."""
     config = site.write("diverging", train={"learning_rate": 1e30, "max_grad_norm": None}, checkpoint={"every": 1})
     job = site.launch(config, "--stages", "prepare,train")["train"]
-    assert site.wait(job) == "FAILED"
+    site.wait(job, "FAILED")
     assert [line.get("why", "begin") for line in site.attempts("diverging")] == ["begin", "refused"]
     assert site.attempts("diverging")[1]["step"] >= 1
     (look,) = (look for look in site.status("diverging") if look["stage"] == "train")
@@ -277,7 +280,7 @@ def test_a_run_survives_nodes_that_crash(site: Site, tmp_path: Path) -> None:
         job = site.launch(config, "--stages", "prepare,train")["train"]
         _crash_and_boot(site, "unlucky", "c2", starts=1)
         _crash_and_boot(site, "unlucky", "c1", starts=2)
-        assert site.wait(job) == "COMPLETED"
+        site.wait(job)
         history = site.attempts("unlucky")
         begun = [line["step"] for line in history if "begin" in line]
         assert len(begun) == 3 and begun[1] >= 200 and begun[2] >= begun[1] + 200
@@ -405,7 +408,8 @@ def test_prepare_by_ray_or_by_an_array_makes_the_same_store(site: Site) -> None:
     for name, how in ways.items():
         config = site.write(name, data=data if name == "ray" else data | {"actors": 0}, cluster={"prepare": how})
         jobs[name] = site.launch(config, "--stages", "prepare")
-    assert {site.wait(each["prepare"]) for each in jobs.values()} == {"COMPLETED"}
+    for each in jobs.values():
+        site.wait(each["prepare"])
     one, array, ray = (_store(site.folder / "runs" / name) for name in ways)
     assert len(one) > 10
     assert one == array == ray
