@@ -139,23 +139,20 @@ def end(run: Path, code: int, asked: str) -> Decision:
     """Note how a start ended, and decide.
 
     Args:
-        code: the exit code of the ranks.
+        code: the exit code of the ranks; of those that were asked to stop, or ended by SIGTERM, it may be 0.
         asked: the signal by which the scheduler asked to stop; `no`: it did not.
     """
     status = _read_json(run / "status.json")
-    why = "failed"
-    if code == FINISHED or status.get("phase") == "finished":  # srun may have ended a rank that took long to go
+    why, reason = "failed", f"SIG{asked}" if asked != "no" else str(status.get("reason", ""))
+    if status.get("phase") == "finished":  # srun may have ended a rank that took long to go
         why = "finished"
     elif code == STOPPED or status.get("phase") == "stopped":  # srun may say instead how it ended the last ranks
         by_person = asked == "no" and status.get("reason") == "the stop file"
-        why = "stopped by a person" if by_person else "stopped"
-    elif asked != "no":
-        why = "cut off"  # before it was saved
+        why, code = "stopped by a person" if by_person else "stopped", STOPPED
+    elif asked != "no" or code == FINISHED:
+        why, reason = "cut off", reason or "SIGTERM"  # before it was saved
     elif (run / MISTAKE).exists():
-        why = "refused"
-    reason = f"SIG{asked}" if asked != "no" else str(status.get("reason", ""))
-    if why == "refused":
-        reason = (run / MISTAKE).read_text("utf-8")
+        why, reason = "refused", (run / MISTAKE).read_text("utf-8")
     _note(run, {"end": _now(), "code": code, "why": why, "reason": reason, **committed(run)})
     return decide(read_attempts(run), budget_of(run))
 

@@ -29,9 +29,13 @@ once -m launcher plan "$RUN_DIR" --ranks "$WORLD_SIZE" || exit
 
 say "$WORLD_SIZE ranks on ${hosts[*]}, port $MASTER_PORT, start ${SLURM_RESTART_COUNT:-0}"
 cpus=${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}  # srun does not take it over from sbatch
-# shellcheck disable=SC2016  # RANK and LOCAL_RANK are each task's own
+# srun tells the highest code of its tasks, and once one is bad it ends all of them by SIGTERM. Slurm may deliver that
+# when the step is over, to the step of the same number in the next start. So tasks leave with 0 if they were asked to
+# stop (85) or SIGTERM ended them (143): status.json says the rest, and srun tells how the one that failed did.
+# shellcheck disable=SC2016  # RANK, LOCAL_RANK and code are each task's own
 srun --export=ALL --kill-on-bad-exit=1 --wait=300 --label --unbuffered ${cpus:+"$cpus"} "${SRUN_CONTAINER[@]}" \
-  bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID; exec "$@"' _ \
+  bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID; trap : TERM USR1 HUP INT
+    "$@"; code=$?; ((code != 85 && code != 143)) || code=0; exit "$code"' _ \
   "${PYTHON[@]}" -m sft.train "$RUN_DIR" --resume &
 step=$!
 code=0
@@ -45,6 +49,7 @@ say "the ranks ended with $code"
 next=$(once -m launcher.attempts end "$RUN_DIR" --code "$code" --asked "${asked:-no}") || exit "$code"
 tail -n 1 <<<"$next"
 [[ $(tail -n 1 <<<"$next") != finished* ]] || exit 0  # whatever srun did to ranks that took long to go
+((code)) || code=85
 # What Slurm ends before the limit is cancelled, and must not come back, or preempted, and goes back by Slurm itself.
 state=$(squeue -h -t all -j "$me" -o %T) || state=
 [[ $limit && $(date +%s) -ge $limit ]] && state=TIMEOUT

@@ -105,7 +105,10 @@ def test_launched_anew_its_budgets_are_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "asked", "status", "why"),
     [
-        (FINISHED, "no", {}, "finished"),
+        (FINISHED, "no", {"phase": "finished", "reason": "all steps are done"}, "finished"),
+        (0, "no", {}, "cut off"),  # SIGTERM ended the ranks while they were starting
+        (0, "no", {"phase": "loading", "reason": ""}, "cut off"),
+        (0, "USR1", {"phase": "stopped", "reason": "the stop file"}, "stopped"),
         (137, "no", {"phase": "finished", "reason": "all steps are done"}, "finished"),  # it took long to go
         (STOPPED, "USR1", {"phase": "stopped", "reason": "the stop file"}, "stopped"),
         (STOPPED, "no", {"phase": "stopped", "reason": "the deadline"}, "stopped"),
@@ -120,7 +123,9 @@ def test_why_a_start_ended(code: int, asked: str, status: dict[str, str], why: s
     attempts.note_begin(tmp_path, job=1)
     (tmp_path / "status.json").write_text(json.dumps(status))
     assert attempts.end(tmp_path, code, asked).finished is (why == "finished")
-    assert attempts.read_attempts(tmp_path)[-1]["why"] == why
+    noted = attempts.read_attempts(tmp_path)[-1]
+    assert noted["why"] == why
+    assert noted["code"] == (STOPPED if why.startswith("stopped") else code)
 
 
 def test_a_mistake_is_told_and_not_tried_again(tmp_path: Path) -> None:

@@ -244,6 +244,17 @@ def test_a_preempted_run_saves_and_goes_on(site: Site) -> None:
     assert history[2]["step"] == history[1]["step"] >= 3
 
 
+def test_ranks_that_sigterm_ends_while_they_start_begin_again(site: Site) -> None:
+    """Slurm may deliver a signal for a step that is over to the step of the same number in the next start."""
+    job = site.launch(site.write("hit", cluster={"nodes": 2, "cpus_per_rank": 1}), "--stages", "prepare,train")["train"]
+    site.until(lambda: _ranks(site.folder / "runs" / "hit"))
+    site.slurm.run("scancel", "--signal=TERM", f"{job}.0")
+    site.wait(job)
+    ends = [(line["why"], line["reason"]) for line in site.attempts("hit") if "end" in line]
+    assert ends[0] in (("cut off", "SIGTERM"), ("stopped", "SIGTERM")), "the second if they had come to listen to it"
+    assert ends[1:] == [("finished", "all steps are done")]
+
+
 def test_a_crash_loop_stops_after_one_start_and_cancels_what_waits(site: Site) -> None:
     no_network = {
         "nodes": 2,
@@ -254,7 +265,7 @@ def test_a_crash_loop_stops_after_one_start_and_cancels_what_waits(site: Site) -
     jobs = site.launch(site.write("crashing", cluster=no_network))
     site.wait(jobs["train"], "FAILED")
     site.wait(jobs["export"], "CANCELLED")
-    assert [line.get("why", "begin") for line in site.attempts("crashing")] == ["begin", "failed"]
+    assert [(line.get("why"), line.get("code")) for line in site.attempts("crashing")] == [(None, None), ("failed", 1)]
     assert "giving up" in site.shardtune("logs", "crashing", "--stage", "train").stdout
     states = {look["stage"]: look["state"] for look in site.status("crashing")}
     assert states == {"prepare": "COMPLETED", "train": "FAILED", "export": "CANCELLED"}
