@@ -31,11 +31,11 @@ say "$WORLD_SIZE ranks on ${hosts[*]}, port $MASTER_PORT, start ${SLURM_RESTART_
 cpus=${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}  # srun does not take it over from sbatch
 # srun tells the highest code of its tasks, and once one is bad it ends all of them by SIGTERM. Slurm may deliver that
 # when the step is over, to the step of the same number in the next start. So tasks leave with 0 if they were asked to
-# stop (85) or SIGTERM ended them (143): status.json says the rest, and srun tells how the one that failed did.
-# shellcheck disable=SC2016  # RANK, LOCAL_RANK and code are each task's own
+# stop (85) or a SIGTERM to all ended them (143): status.json says the rest, and srun tells how the one that failed did.
+# shellcheck disable=SC2016  # RANK, LOCAL_RANK, all and code are each task's own
 srun --export=ALL --kill-on-bad-exit=1 --wait=300 --label --unbuffered ${cpus:+"$cpus"} "${SRUN_CONTAINER[@]}" \
-  bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID; trap : TERM USR1 HUP INT
-    "$@"; code=$?; ((code != 85 && code != 143)) || code=0; exit "$code"' _ \
+  bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID all=; trap all=1 TERM; trap : USR1 HUP INT
+    "$@"; code=$?; [[ $code == 85 || $all$code == 1143 ]] && code=0; exit "$code"' _ \
   "${PYTHON[@]}" -m sft.train "$RUN_DIR" --resume &
 step=$!
 code=0

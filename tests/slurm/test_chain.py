@@ -255,6 +255,16 @@ def test_ranks_that_sigterm_ends_while_they_start_begin_again(site: Site) -> Non
     assert ends[1:] == [("finished", "all steps are done")]
 
 
+def test_one_rank_that_sigterm_ends_while_it_starts_is_a_failure(site: Site) -> None:
+    """As of a guard of memory: nobody waits for it, and nothing was committed."""
+    job = site.launch(site.write("lost", cluster={"nodes": 2, "cpus_per_rank": 1}), "--stages", "prepare,train")[
+        "train"
+    ]
+    os.kill(site.until(lambda: _ranks(site.folder / "runs" / "lost"))[0], signal.SIGTERM)
+    site.wait(job, "FAILED", seconds=60)
+    assert [(line.get("why"), line.get("code")) for line in site.attempts("lost")] == [(None, None), ("failed", 143)]
+
+
 def test_a_crash_loop_stops_after_one_start_and_cancels_what_waits(site: Site) -> None:
     no_network = {
         "nodes": 2,
